@@ -1,0 +1,212 @@
+"""A trained SpeechLM as a folder that holds all it needs but the backbone.
+
+```
+speechlm.json            what it is: backbone and its checksum, attention, vocabulary and units it belongs to
+adapter/                 PEFT's own format (method lora)
+vocabulary.safetensors   embedding, head unless tied, projections (method lora)
+model.safetensors        every weight (method full)
+vocabulary/              the joint vocabulary
+kmeans.safetensors       the units
+```
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparq.adaptation.lora import quiet_peft, vocabulary_modules
+from sparq.errors import SparqError
+from sparq.files import atomic_path, read_json, write_json
+from sparq.models.loading import load_backbone, quiet_transformers
+from sparq.models.speechlm import replace_vocabulary
+from sparq.pretrained import resolve_model
+from sparq.tokens import JointVocabulary
+
+FORMAT = 1
+DESCRIPTION_FILE = "speechlm.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechLMDescription:
+    """What a model folder says about itself."""
+
+    backbone: str
+    backbone_checksum: str
+    attention: str
+    method: Literal["full", "lora"]
+    vocabulary_fingerprint: str
+    units_fingerprint: str
+    training: dict[str, Any]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechLM:
+    """A model ready to use, with the vocabulary and the k-means file that it was trained with."""
+
+    model: PreTrainedModel
+    vocabulary: JointVocabulary
+    description: SpeechLMDescription
+    folder: Path
+
+    @property
+    def kmeans_file(self) -> Path:
+        """The centroids of its units."""
+        return self.folder / "kmeans.safetensors"
+
+
+def save_speechlm(
+    folder: Path,
+    model: PreTrainedModel | PeftModel,
+    *,
+    vocabulary: JointVocabulary,
+    kmeans_file: Path,
+    description: SpeechLMDescription,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        folder: where to.
+        model: PEFT-wrapped for method lora, plain for method full.
+        vocabulary: the joint vocabulary.
+        kmeans_file: centroids of the units.
+        description: becomes `speechlm.json`.
+        dtype: of the stored weights; None keeps them as they are.
+    """
+
+    def stored(tensor: Tensor) -> Tensor:
+        return tensor.detach().to(dtype or tensor.dtype).contiguous().clone()
+
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        vocabulary.save(temporary / "vocabulary")
+        shutil.copyfile(kmeans_file, temporary / "kmeans.safetensors")
+        if isinstance(model, PeftModel):
+            base = model.get_base_model()
+            model.save_pretrained(temporary / "adapter", save_embedding_layers=False)
+            # PEFT's model card holds nothing but a template, and its config the machine's path of the backbone.
+            (temporary / "adapter" / "README.md").unlink(missing_ok=True)
+            config = read_json(temporary / "adapter" / "adapter_config.json")
+            config["base_model_name_or_path"] = description.backbone
+            write_json(temporary / "adapter" / "adapter_config.json", config)
+            adapter = temporary / "adapter" / "adapter_model.safetensors"
+            save_file({k: stored(v) for k, v in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
+            tensors = {
+                f"{name}.{key}": stored(tensor)
+                for name, module in vocabulary_modules(base).items()
+                for key, tensor in module.state_dict().items()
+            }
+            save_file(tensors, temporary / "vocabulary.safetensors", metadata={"format": "pt"})
+        else:
+            tied = {} if model.get_output_embeddings() is None else _tied_names(model)
+            tensors = {k: stored(v) for k, v in model.state_dict().items() if k not in tied}
+            save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+        write_json(temporary / DESCRIPTION_FILE, asdict(description))
+
+
+def _tied_names(model: PreTrainedModel) -> set[str]:
+    parameters = {name for name, _ in model.named_parameters()}
+    return {name for name in model.state_dict(keep_vars=True) if name not in parameters} - {
+        name for name, _ in model.named_buffers()
+    }
+
+
+def read_description(folder: Path) -> SpeechLMDescription:
+    """Read `speechlm.json`.
+
+    Raises:
+        SparqError: the folder is no SpeechLM or of another format.
+    """
+    path = folder / DESCRIPTION_FILE
+    if not path.exists():
+        raise SparqError(f"{folder} is not a SpeechLM folder: it has no {DESCRIPTION_FILE}")
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SparqError(f"{path} is not a SpeechLM description of format {FORMAT}")
+    try:
+        return SpeechLMDescription(**content)
+    except TypeError as error:
+        raise SparqError(f"{path} does not describe a SpeechLM: {error}") from error
+
+
+def load_speechlm(folder: Path, *, dtype: torch.dtype = torch.float32) -> SpeechLM:
+    """Load a model folder onto a fresh backbone, adapters merged in float32 and then cast.
+
+    Raises:
+        SparqError: something is missing, does not belong together, or the backbone is not the one it was trained on.
+    """
+    folder = Path(folder)
+    description = read_description(folder)
+    vocabulary = JointVocabulary.load(folder / "vocabulary", units_fingerprint=description.units_fingerprint)
+    if vocabulary.fingerprint != description.vocabulary_fingerprint:
+        raise SparqError(
+            f"{folder} was trained with vocabulary {description.vocabulary_fingerprint}, but holds"
+            f" {vocabulary.fingerprint}: restore the vocabulary folder that it was trained with"
+        )
+    loaded = load_backbone(resolve_model(description.backbone), attention=description.attention)
+    if loaded.checksum != description.backbone_checksum:
+        raise SparqError(
+            f"{folder} was trained on weights {description.backbone_checksum[:16]}, but {description.backbone!r} holds"
+            f" {loaded.checksum[:16]}: use the backbone that it was trained on"
+        )
+    model = loaded.model
+    file = folder / ("vocabulary.safetensors" if description.method == "lora" else "model.safetensors")
+    tensors = _read_tensors(file)
+    embedding_key = "embedding.weight" if description.method == "lora" else _embedding_name(model)
+    if embedding_key not in tensors:
+        raise SparqError(f"{file} has no tensor {embedding_key!r}: it is not of this backbone")
+    replace_vocabulary(model, vocabulary, tensors[embedding_key].float())
+    if description.method == "lora":
+        for name, module in vocabulary_modules(model).items():
+            own = {k.removeprefix(f"{name}."): v.float() for k, v in tensors.items() if k.startswith(f"{name}.")}
+            _load_strict(module, own, f"{file} ({name})")
+        with quiet_transformers(), quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=True)
+            _check_adapter(adapted, folder / "adapter" / "adapter_model.safetensors")
+            model = adapted.merge_and_unload()
+    else:
+        tied = {name: model.get_input_embeddings().weight for name in _tied_names(model)}
+        _load_strict(model, {k: v.float() for k, v in tensors.items()} | tied, str(file))
+    return SpeechLM(model=model.to(dtype).eval(), vocabulary=vocabulary, description=description, folder=folder)
+
+
+def _embedding_name(model: PreTrainedModel) -> str:
+    weight = model.get_input_embeddings().weight
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    if not file.exists():
+        raise SparqError(f"no such file: {file}")
+    try:
+        return dict(load_file(file))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise SparqError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())
+        raise SparqError(f"{where} does not fit the model: {detail[:300]}") from error
+
+
+def _check_adapter(adapted: PeftModel, file: Path) -> None:
+    """PEFT loads what it finds and is content: count that every adapter tensor of the file is in the model."""
+    stored = _read_tensors(file)
+    state = {k.replace(".default.", "."): v for k, v in adapted.state_dict().items() if "lora_" in k}
+    if missing := sorted(stored.keys() ^ state.keys()):
+        raise SparqError(f"{file}: {len(missing)} adapter tensors do not fit the model, the first {missing[0]!r}")
+    for name, tensor in stored.items():
+        assert torch.equal(state[name], tensor.to(state[name].dtype)), f"PEFT did not load {name}"

@@ -1,0 +1,127 @@
+"""The parser that all subcommands share: defaults in the help, errors in one line."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sparq.errors import SparqError, near_matches
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to each option's help; an option without one says in its own text what happens."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required or action.help is None or "(default" in action.help:
+            return action.help
+        if isinstance(action.default, bool):
+            return f"{action.help} (default: {'yes' if action.default else 'no'})"
+        if isinstance(action, argparse._HelpAction | VersionAction) or not action.option_strings:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are `SparqError`s, so that they look like all other errors."""
+
+    def __init__(self, **options: Any) -> None:
+        # Without allow_abbrev=False, `--over` would quietly mean --overwrite until another option begins so.
+        super().__init__(formatter_class=HelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage."""
+        raise SparqError(f"{message} (see `{self.prog} --help`)")
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse arguments, and let none be left over.
+
+        Raises:
+            SparqError: the arguments are wrong.
+        """
+        arguments, rest = self.parse_known_args(argv)
+        if rest:
+            parser: Parser = arguments.parser
+            parser.error(f"unexpected argument {rest[0]!r}: this command takes no more")
+        return arguments
+
+    def check_options(self, argv: Sequence[str]) -> None:
+        """Refuse an unknown long option.
+
+        Raises:
+            SparqError: there is one; the message names the nearest options.
+        """
+        valid = [option for option in self._option_string_actions if option.startswith("--")]
+        for text in argv:
+            name = text.partition("=")[0]
+            if text == "--":  # only positional arguments follow
+                return
+            # As for argparse, what has a space is a value: no option has one.
+            if name.startswith("--") and " " not in name and name not in valid:
+                self.error(f"unknown option {name!r}: {near_matches(name, valid)}")
+
+
+class VersionAction(argparse.Action):
+    """Prints the version; looked up only when asked for, because that is slow."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        """Print and exit."""
+        import importlib.metadata
+
+        try:
+            version = importlib.metadata.version("sparq")
+        except importlib.metadata.PackageNotFoundError:
+            version = "(not installed, run from its source)"
+        print(f"{parser.prog} {version}")
+        parser.exit(0)
+
+
+def positive(text: str) -> int:
+    """Read a whole number above 0."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Add the recipe and `--set`."""
+    parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="the recipe")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="replace a setting of the recipe, for example train.updates=10; the value is YAML, and relative "
+        "paths start at the recipe's folder; repeatable (default: the recipe as it is)",
+    )
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the model and its precision."""
+    parser.add_argument(
+        "--model",
+        metavar="DIR",
+        type=Path,
+        required=True,
+        help="a trained model: RUN/models/FRAMEWORK of a run",
+    )
+    parser.add_argument(
+        "--precision",
+        metavar="NAME",
+        type=_precision,
+        default="full",
+        help="full, or one of " + ", ".join(_schemes()),
+    )
+
+
+def _schemes() -> tuple[str, ...]:
+    from sparq.recipes.recipe import SCHEMES
+
+    return SCHEMES
+
+
+def _precision(text: str) -> str:
+    valid = ("full", *_schemes())
+    if text not in valid:
+        raise argparse.ArgumentTypeError(f"unknown precision {text!r}: {near_matches(text, valid)}")
+    return text

@@ -1,0 +1,110 @@
+"""`sparq prepare` to `sparq report`, `sparq run` and `sparq recipe`: the steps of a recipe."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from sparq.cli.arguments import add_recipe
+
+STEP_HELP = {
+    "prepare": "read the manifests, check every recording and split the corpora",
+    "units": "train the k-means and turn speech into units",
+    "vocab": "train the joint vocabulary of units and text",
+    "train": "adapt the pretrained LLM, once for each framework",
+    "quantize": "make the low-bit models",
+    "evaluate": "measure the four tasks and the outliers at each precision",
+    "report": "write results.json and report.html",
+}
+"""The steps in their order; the runner's list must have the same names."""
+
+
+def add_commands(commands: Any) -> None:
+    """Add the subcommands of the pipeline."""
+    for name, text in STEP_HELP.items():
+        parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        _add_run_options(parser)
+        parser.set_defaults(handler=run_one, step=name, parser=parser)
+
+    parser = commands.add_parser(
+        "run",
+        help="do all steps of a recipe that are not done yet",
+        description="Do all steps of a recipe, from the recordings to the report. What is done already is "
+        "kept, so that the same command goes on after an interruption.",
+    )
+    _add_run_options(parser)
+    parser.add_argument(
+        "--until",
+        metavar="STEP",
+        default=None,
+        help="the last step to do (default: all steps, up to the report)",
+    )
+    parser.set_defaults(handler=run_all, parser=parser)
+
+    parser = commands.add_parser(
+        "recipe",
+        help="check a recipe, or show it with all defaults",
+        description="Check a recipe. Nothing is run.",
+    )
+    add_recipe(parser)
+    parser.add_argument(
+        "--show", action="store_true", help="print the recipe with all defaults and paths resolved"
+    )
+    parser.set_defaults(handler=check_recipe, parser=parser)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add_recipe(parser)
+    parser.add_argument(
+        "--out", metavar="RUN", type=Path, required=True, help="the run folder; new, or one to go on with"
+    )
+    parser.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave bad recordings out, counted and listed, instead of stopping",
+    )
+    parser.add_argument(
+        "--overwrite",
+        metavar="STEP",
+        action="append",
+        default=[],
+        help="throw away what this step and the steps that need it have made, such as units or "
+        "train-softmax1; repeatable (default: nothing is overwritten)",
+    )
+
+
+def run_one(arguments: argparse.Namespace) -> None:
+    """Do one step."""
+    _run(arguments, only=arguments.step)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    """Do all steps, or all up to one."""
+    run_folder = _run(arguments, until=arguments.until)
+    if run_folder.report.exists():
+        print(run_folder.report)
+
+
+def _run(arguments: argparse.Namespace, **which: str | None) -> Any:
+    from sparq.recipes.recipe import load_recipe
+    from sparq.recipes.run_folder import RunFolder
+
+    skip = ["prepare.skip_bad=true"] if arguments.skip_bad else []
+    recipe = load_recipe(arguments.recipe, [*arguments.overrides, *skip])
+
+    # Only now, because PyTorch comes with it: a mistake in the recipe shows at once.
+    from sparq.recipes.pipeline import STEPS
+
+    from sparq.recipes.steps import run_steps
+
+    run_folder = RunFolder(arguments.out)
+    run_steps(recipe, run_folder, STEPS, overwrite=arguments.overwrite, **which)
+    return run_folder
+
+
+def check_recipe(arguments: argparse.Namespace) -> None:
+    """Check a recipe and show it if asked."""
+    from sparq.configuration import dump_yaml, to_mapping
+    from sparq.recipes.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(dump_yaml(to_mapping(recipe)) if arguments.show else f"{arguments.recipe}: no mistakes found")

@@ -1,0 +1,70 @@
+"""Perplexity per token: of task sequences, and of plain prose under the backbone's own tokenizer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparq.tokens import Example
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """exp(mean negative log-likelihood per counted token).
+
+    Perplexities compare only between models of one vocabulary: the denominator counts its tokens.
+    """
+
+    value: float
+    num_tokens: int
+
+
+def _perplexity(nll: float, num_tokens: int) -> Perplexity:
+    mean = nll / num_tokens
+    return Perplexity(value=math.exp(mean) if mean < 700 else math.inf, num_tokens=num_tokens)
+
+
+@torch.inference_mode()
+def task_perplexity(model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int) -> Perplexity:
+    """Return the perplexity of the targets (end token counted) given the prompts, teacher-forced.
+
+    Args:
+        model: a SpeechLM.
+        examples: of one task, at least one.
+        batch_size: sequences at a time; sequences of like length go together.
+    """
+    assert examples, "perplexity of nothing"
+    ordered = sorted(examples, key=len)
+    nll, tokens = 0.0, 0
+    for start in range(0, len(ordered), batch_size):
+        group = ordered[start : start + batch_size]
+        length = max(len(e) for e in group)
+        input_ids = torch.zeros(len(group), length, dtype=torch.long)
+        counted = torch.zeros(len(group), length, dtype=torch.bool)
+        for row, example in enumerate(group):
+            input_ids[row, : len(example)] = torch.tensor((*example.prompt, *example.target))
+            counted[row, len(example.prompt) : len(example)] = True
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
+        chosen = torch.log_softmax(logits, dim=-1).gather(2, input_ids[:, 1:, None])[..., 0]
+        nll -= float(chosen[counted[:, 1:]].double().sum())
+        tokens += int(counted.sum())
+    return _perplexity(nll, tokens)
+
+
+@torch.inference_mode()
+def prose_perplexity(model: PreTrainedModel, token_ids: Int[Tensor, " tokens"], *, context: int = 1024) -> Perplexity:
+    """Return the perplexity of running text, cut into windows of `context` tokens; a window's first token is not counted."""
+    nll, tokens = 0.0, 0
+    for start in range(0, len(token_ids) - 1, context):
+        window = token_ids[None, start : start + context]
+        if window.shape[1] < 2:
+            break
+        logits = model(input_ids=window, use_cache=False).logits[:, :-1].float()
+        chosen = torch.log_softmax(logits, dim=-1).gather(2, window[:, 1:, None])
+        nll -= float(chosen.double().sum())
+        tokens += window.shape[1] - 1
+    return _perplexity(nll, tokens)

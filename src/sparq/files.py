@@ -1,0 +1,102 @@
+"""Files that are either whole or absent: atomic writes, hashes and JSON."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparq.errors import SparqError
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is synced and renamed over `path`, else removed.
+
+    The temporary name keeps the suffix, because some writers choose the format by it. It may become a file or a
+    folder; a folder replaces an older folder of that name.
+
+    Raises:
+        SparqError: the disk is full or the place is not writable.
+    """
+    path = Path(path)
+    temporary = path.parent / f".{path.stem}.{os.getpid()}.partial{path.suffix}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(temporary)
+        yield temporary
+        _sync(temporary)
+        if temporary.is_dir() and path.is_dir():
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".old.") as old:
+                path.rename(Path(old) / path.name)
+                temporary.rename(path)
+        else:
+            temporary.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SparqError(f"no space left on the disk for {path}: free some and run the same command again") from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise SparqError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
+        raise
+    finally:
+        remove(temporary)
+
+
+def _sync(path: Path) -> None:
+    targets = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    for target in targets:
+        with target.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder tree if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, because JSON has none."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        SparqError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SparqError(f"no such file: {path}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise SparqError(f"{path} is not a JSON file: {error}") from error
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """Return 16 hexadecimal digits that name the given JSON-able values; the same values give the same name.
+
+    Mappings are compared without regard to the order of their keys, so that a reordered YAML file is the same recipe.
+    """
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

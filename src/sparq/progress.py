@@ -1,0 +1,20 @@
+"""Progress bars with rate and time left; quiet when standard error is not a terminal."""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def progress(label: str, total: float | None = None, unit: str = "it", **options: Any) -> "tqdm[Any]":
+    """Return a bar to `update()` and close (a context manager).
+
+    Args:
+        label: what is being done.
+        total: how many units there are, if known.
+        unit: what is counted; for hours of speech or bytes pass `unit_scale=True` too.
+        **options: passed on to tqdm.
+    """
+    return tqdm(
+        total=total, desc=label, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False, **options
+    )

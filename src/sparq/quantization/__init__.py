@@ -1,0 +1,15 @@
+"""Post-training quantization of causal LMs, simulated with exact integer semantics."""
+
+from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.quantize import quantize, scheme_of
+from sparq.quantization.scheme import QuantizationScheme
+from sparq.quantization.storage import load_quantized, save_quantized
+
+__all__ = [
+    "QuantizationScheme",
+    "QuantizedLinear",
+    "load_quantized",
+    "quantize",
+    "save_quantized",
+    "scheme_of",
+]

@@ -1,0 +1,202 @@
+"""A linear layer with integer weights that quantizes its input at run time, simulated in floating point."""
+
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int, Int8
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sparq.quantization.quantizer import (
+    dequantize,
+    fake_quantize,
+    quantize_asymmetric,
+    quantize_symmetric,
+    split_groups,
+)
+from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationScheme
+
+
+@final
+class QuantizedLinear(nn.Module):
+    """y = D_x(Q_x(x / input_scale)) D_w(W)^T + bias, with Q to integers and D back from them.
+
+    The weights are held as integers. The input is quantized at run time, with one scale a token or a tensor.
+    The product is then computed in float32 with dequantized operands ("fake quantization"), which equals the
+    scaled product of the integers up to the rounding of float32; `integer_forward` computes that one. Weights
+    of 16 bits are held as they are, and the product is computed in their type.
+
+    A float32 copy of the weights is made at the first use and kept, so that a call costs little more than one
+    of `nn.Linear`. It is not part of the state. The layer is for inference: rounding has no gradient.
+
+    Attributes:
+        weight: int8 [out_features, in_features], or floating point where they are not quantized.
+        weight_scale: float32 [out_features, groups], or None where the weights are not quantized.
+        weight_zero_point: int8 [out_features, groups], or None where the weights are symmetric.
+        bias: [out_features], or None.
+        input_scale: float32 [in_features], divides the input at run time; None divides by nothing.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor | None
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+    input_scale: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        weight: Int8[Tensor, "outputs inputs"] | Float[Tensor, "outputs inputs"],
+        weight_scale: Float[Tensor, "outputs groups"] | None = None,
+        weight_zero_point: Int8[Tensor, "outputs groups"] | None = None,
+        bias: Float[Tensor, " outputs"] | None = None,
+        input_scale: Float[Tensor, " inputs"] | None = None,
+        activation_bits: int,
+        activation_symmetric: bool = True,
+        activation_granularity: Granularity = "token",
+    ) -> None:
+        super().__init__()
+        assert weight.is_floating_point() == (weight_scale is None), (
+            "integer weights, and only those, have a scale"
+        )
+        self.out_features, self.in_features = weight.shape
+        self.activation_bits = activation_bits
+        self.activation_symmetric = activation_symmetric
+        self.activation_granularity = activation_granularity
+        self.register_buffer("weight", weight)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("weight_zero_point", weight_zero_point)
+        self.register_buffer("bias", bias)
+        self.register_buffer("input_scale", input_scale)
+        self._dense: Tensor | None = None
+
+    @classmethod
+    def round_to_nearest(
+        cls,
+        linear: nn.Linear,
+        scheme: QuantizationScheme,
+        *,
+        factor: Float[Tensor, " inputs"] | None = None,
+        divide_input: bool = False,
+    ) -> "QuantizedLinear":
+        """Return the layer with the nearest integers for the weights of `linear`.
+
+        Args:
+            linear: the layer to quantize; it is left as it was.
+            scheme: the number of bits and the shape of the groups.
+            factor: multiplies each input feature's column of the weights first.
+            divide_input: divide the input by `factor` at run time, for a factor that no earlier layer takes
+                over.
+        """
+        weight, scale, zero_point = linear.weight.detach(), None, None
+        if factor is not None:
+            weight = (weight.float() * factor).to(
+                weight.dtype if scheme.weight_bits == FLOAT_BITS else torch.float32
+            )
+        if scheme.weight_bits == FLOAT_BITS:
+            weight = weight.clone()
+        elif scheme.weight_symmetric:
+            weight, scale = quantize_symmetric(weight, scheme.weight_bits, scheme.group_size)
+        else:
+            weight, scale, zero_point = quantize_asymmetric(weight, scheme.weight_bits, scheme.group_size)
+        return cls(
+            weight=weight,
+            weight_scale=scale,
+            weight_zero_point=zero_point,
+            bias=None if linear.bias is None else linear.bias.detach().clone(),
+            input_scale=factor.clone() if factor is not None and divide_input else None,
+            activation_bits=scheme.activation_bits,
+            activation_symmetric=scheme.activation_symmetric,
+            activation_granularity=scheme.activation_granularity,
+        )
+
+    def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
+        """Return the layer's output in the type of `x`."""
+        weight = self.dense_weight()
+        bias = None if self.bias is None else self.bias.to(weight.dtype)
+        inputs = x if self.input_scale is None else x / self.input_scale
+        if self.activation_bits != FLOAT_BITS:
+            rows = self._rows(inputs)
+            inputs = fake_quantize(rows, self.activation_bits, symmetric=self.activation_symmetric).view(
+                x.shape
+            )
+        return functional.linear(inputs.to(weight.dtype), weight, bias).to(x.dtype)
+
+    def integer_forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
+        """Return, in float64, what exact integer arithmetic gives: slow, the reference for `forward`.
+
+            y[t, o] = bias[o] + scale_x[t] * sum over g of scale_w[o, g] * accumulator[t, o, g]
+
+        Both weights and activations must be quantized.
+        """
+        assert self.weight_scale is not None, "the weights are not integers"
+        assert self.activation_bits != FLOAT_BITS, "the activations are not integers"
+        inputs = self._rows(x if self.input_scale is None else x / self.input_scale)
+        zero_point: Tensor | None = None
+        if self.activation_symmetric:
+            integers, scale = quantize_symmetric(inputs, self.activation_bits)
+        else:
+            integers, scale, zero_point = quantize_asymmetric(inputs, self.activation_bits)
+        left = integers.int() if zero_point is None else integers.int() - zero_point
+        left = left.reshape(-1, self.in_features)  # [tokens, inputs]
+        groups = self.weight_scale.shape[1]
+        right = split_groups(self.weight.int(), groups)
+        if self.weight_zero_point is not None:
+            right = right - self.weight_zero_point.unsqueeze(-1)
+        accumulators = integer_accumulators(split_groups(left, groups), right)
+        output = (accumulators * self.weight_scale.double()).sum(-1) * scale.double().reshape(-1, 1)
+        if self.bias is not None:
+            output = output + self.bias
+        return output.reshape(*x.shape[:-1], self.out_features)
+
+    @torch.no_grad()
+    def dense_weight(self) -> Float[Tensor, "outputs inputs"]:
+        """Return the weights dequantized to float32, or as they are where they are not quantized."""
+        if self.weight_scale is None:
+            return self.weight
+        if self._dense is None:
+            with torch.inference_mode(mode=False):
+                self._dense = dequantize(self.weight, self.weight_scale, self.weight_zero_point)
+        return self._dense
+
+    def extra_repr(self) -> str:
+        """Return the sizes, for `print(model)`."""
+        kind = "float" if self.weight_scale is None else f"integer, groups={self.weight_scale.shape[1]}"
+        return (
+            f"{self.in_features}, {self.out_features}, weight={kind}, activation_bits={self.activation_bits}"
+        )
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.reshape(1, -1) if self.activation_granularity == "tensor" else x
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        # `model.to(torch.bfloat16)` must not round the scales: they are float32 by definition.
+        scales = {name: getattr(self, name) for name in ("weight_scale", "input_scale")}
+        self._dense = None
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in scales.items():
+            after = getattr(self, name)
+            if after is not None and after.dtype != before.dtype:
+                setattr(self, name, before.to(after.device))
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._dense = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def integer_accumulators(
+    left: Int[Tensor, "tokens groups size"], right: Int[Tensor, "outputs groups size"]
+) -> Int[Tensor, "tokens outputs groups"]:
+    """Return the exact int32 sums of products that an integer kernel accumulates, one for each group.
+
+    They are computed in float64, which is exact here and, unlike integers, has a fast product on a CPU.
+
+    Args:
+        left: integer activations, less their zero point.
+        right: integer weights, less their zero point.
+    """
+    sums = torch.einsum("tgs,ogs->tog", left.double(), right.double())
+    assert sums.numel() == 0 or sums.abs().max() < 2**31, "an int32 accumulator would overflow"
+    return sums.int()

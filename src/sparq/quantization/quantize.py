@@ -1,0 +1,117 @@
+"""From a causal LM in floating point to one whose decoder blocks compute with integers."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparq.errors import SparqError
+from sparq.models.families import family_of, named_linears
+from sparq.progress import progress
+from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.observers import CalibrationBatch, input_absmax
+from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
+from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
+
+CONFIG_KEY = "sparq_quantization"
+"""The attribute of a quantized model's config that holds its scheme as a dict."""
+
+
+def quantize(
+    model: PreTrainedModel,
+    calibration: Iterable[CalibrationBatch] | None = None,
+    scheme: QuantizationScheme | None = None,
+    **settings: Any,
+) -> PreTrainedModel:
+    """Return a quantized copy of a causal LM; the model itself is left as it was.
+
+    All linear layers of the decoder blocks are quantized. Embeddings, norms, the head, OPT's project_in and
+    project_out, the attention's two products and the KV cache stay in floating point. The copy shares no
+    storage with the model; the float weights of the quantized layers are never copied. It is in evaluation
+    mode and its parameters are frozen, for inference.
+
+        quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
+
+    Args:
+        model: a causal LM of a supported family, adapters merged.
+        calibration: batches of token ids, or mappings with `input_ids` and `attention_mask` (padding is left
+            out); read once. `rtn` needs none and does not read it.
+        scheme: what to do.
+        **settings: the fields of a `QuantizationScheme`, instead of `scheme`.
+
+    Raises:
+        SparqError: the model is of an unsupported family, wrapped by PEFT, already quantized or not finite; a
+            group size does not divide a layer; the calibration data is missing, empty or not of this model's
+            vocabulary.
+    """
+    if scheme is None:
+        scheme = QuantizationScheme.from_dict(settings)
+    elif settings:
+        raise SparqError(f"give a scheme or its settings, not both (got a scheme and {', '.join(settings)})")
+    linears = _checked_linears(model, scheme)
+
+    factors: dict[str, Tensor] = {}
+    if scheme.method == "smoothquant":
+        if calibration is None:
+            raise SparqError(
+                "smoothquant needs calibration data: batches of token ids like those the model will see"
+            )
+        absmax = input_absmax(model, calibration, [names[0] for _, names in smoothed_groups(model)])
+        factors = model_smoothing_factors(model, absmax, scheme.smoothing_alpha)
+    return _quantized_copy(model, scheme, linears, factors)
+
+
+def scheme_of(model: PreTrainedModel) -> QuantizationScheme | None:
+    """Return the scheme that a model was quantized with, or None where it is not quantized."""
+    settings = getattr(model.config, CONFIG_KEY, None)
+    return None if settings is None else QuantizationScheme.from_dict(settings)
+
+
+def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict[str, nn.Linear]:
+    adapters = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
+    if any(isinstance(module, adapters) for module in model.modules()):
+        raise SparqError("the model has PEFT adapters: merge them first, with model.merge_and_unload()")
+    family_of(model)
+    if scheme_of(model) is not None:
+        raise SparqError("the model is already quantized: start from the model in floating point")
+    linears: dict[str, nn.Linear] = {}
+    for name, linear in named_linears(model):
+        if type(linear) is not nn.Linear:
+            raise SparqError(f"{name} is a {type(linear).__name__}, only nn.Linear can be quantized")
+        if scheme.weight_bits != FLOAT_BITS and scheme.group_size and linear.in_features % scheme.group_size:
+            raise SparqError(
+                f"group_size {scheme.group_size} does not divide the {linear.in_features} "
+                f"input features of {name}"
+            )
+        if not linear.weight.isfinite().all():
+            raise SparqError(f"the weights of {name} have a NaN or an infinity: the model is broken")
+        linears[name] = linear
+    return linears
+
+
+@torch.no_grad()
+def _quantized_copy(
+    model: PreTrainedModel,
+    scheme: QuantizationScheme,
+    linears: dict[str, nn.Linear],
+    factors: dict[str, Float[Tensor, " _"]],
+) -> PreTrainedModel:
+    # Memory: the linear layers are shared by the copy until each is replaced by its quantized counterpart.
+    result: PreTrainedModel = copy.deepcopy(model, {id(linear): linear for linear in linears.values()})
+    at_run_time = fold_into_norms(result, factors) if factors else set()
+    with progress(f"quantize {scheme.name}", total=len(linears), unit="layer") as bar:
+        for name, linear in linears.items():
+            layer = QuantizedLinear.round_to_nearest(
+                linear, scheme, factor=factors.get(name), divide_input=name in at_run_time
+            )
+            result.set_submodule(name, layer)
+            bar.update()
+    setattr(result.config, CONFIG_KEY, scheme.to_dict())
+    return result.requires_grad_(False).eval()

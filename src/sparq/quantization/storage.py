@@ -1,0 +1,231 @@
+"""Quantized models as files: `model.safetensors` and `quantization.json`, nothing else needed.
+
+Integers of 2 bits are packed four a byte, those of 3 and 4 bits two a byte, the others are one a byte. Every
+other tensor keeps its type.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sparq.errors import SparqError
+from sparq.files import atomic_path, read_json, write_json
+from sparq.models.attention import register_attention
+from sparq.models.families import named_linears
+from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.packing import field_width, pack, unpack
+from sparq.quantization.quantize import CONFIG_KEY, scheme_of
+from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
+
+TENSORS = "model.safetensors"
+DESCRIPTION = "quantization.json"
+FORMAT = "sparq-quantized-model"
+VERSION = 1
+_KEYS = {"scheme", "attention", "config", "generation", "aliases"}
+_PACKED = ".weight_packed"
+_BUFFERS = ("weight", "weight_scale", "weight_zero_point", "bias", "input_scale")
+
+
+def save_quantized(model: PreTrainedModel, folder: Path) -> None:
+    """Write a quantized model; an older one in that folder is replaced, whole or not at all.
+
+    Args:
+        model: a result of `quantize`.
+        folder: holds this model and nothing else.
+
+    Raises:
+        SparqError: the model is not quantized, or the folder has other files in it.
+    """
+    scheme = scheme_of(model)
+    if scheme is None:
+        raise SparqError("the model is not quantized: call quantize first")
+    folder = Path(folder)
+    if (
+        folder.exists()
+        and not (folder / DESCRIPTION).exists()
+        and (folder.is_file() or any(folder.iterdir()))
+    ):
+        raise SparqError(f"{folder} holds something else than a quantized model: choose a new folder")
+    tensors, aliases = _without_aliases({**model.state_dict(), **_transient_buffers(model)})
+    width = field_width(scheme.weight_bits)
+    for name, layer in _quantized_linears(model):
+        if width < 8:
+            packed = pack(tensors.pop(f"{name}.weight"), width)
+            tensors[name + _PACKED] = packed
+        assert layer.weight_scale is None or layer.weight_scale.dtype == torch.float32
+    description = {
+        "format": FORMAT,
+        "version": VERSION,
+        "scheme": scheme.to_dict(),
+        "attention": model.config._attn_implementation,
+        "config": model.config.to_dict(),
+        "generation": model.generation_config.to_dict() if model.generation_config is not None else None,
+        "aliases": aliases,
+    }
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+        write_json(temporary / DESCRIPTION, description)
+
+
+def load_quantized(
+    folder: Path, build: Callable[[PretrainedConfig], PreTrainedModel] | None = None
+) -> PreTrainedModel:
+    """Read a model that `save_quantized` wrote; its outputs are the same, bit for bit.
+
+    Args:
+        folder: the folder that was written.
+        build: makes a model, of any weights, from its config, for models that transformers alone cannot make,
+            such as those with an attention from elsewhere. The default is transformers' causal LM of that
+            config, with sparq's attention variants registered.
+
+    Raises:
+        SparqError: the folder is not a quantized model, a file is damaged, a tensor is missing, unknown or of
+            the wrong shape, or the model has an attention that is not registered.
+    """
+    folder = Path(folder)
+    description = read_json(folder / DESCRIPTION)
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise SparqError(f"{folder / DESCRIPTION} does not describe a quantized model")
+    if description.get("version") != VERSION:
+        raise SparqError(
+            f"{folder} has format version {description.get('version')!r}; this sparq reads {VERSION}"
+        )
+    if missing := _KEYS - description.keys():
+        raise SparqError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}: it is damaged")
+    scheme = QuantizationScheme.from_dict(description["scheme"])
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise SparqError(f"cannot read {folder / TENSORS}: {error}") from error
+
+    model = _build(description, build)
+    _place_linears(model, scheme, tensors, folder)
+    aliases: Mapping[str, str] = description["aliases"]
+    try:
+        state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
+        for name in _transient_buffers(model):
+            _set_tensor(model, name, state.pop(name))
+        model.load_state_dict(state, strict=True, assign=True)
+    except (RuntimeError, KeyError) as error:
+        raise SparqError(
+            f"{folder / TENSORS} does not fit the model: {' '.join(str(error).split())}"
+        ) from error
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, target in aliases.items():
+        if name in parameters:  # one parameter, not two that share storage
+            _set_tensor(model, name, parameters[target])
+    setattr(model.config, CONFIG_KEY, scheme.to_dict())
+    return model.requires_grad_(False).eval()
+
+
+def _quantized_linears(model: PreTrainedModel) -> list[tuple[str, QuantizedLinear]]:
+    layers: list[tuple[str, QuantizedLinear]] = []
+    for name, layer in named_linears(model):
+        assert isinstance(layer, QuantizedLinear), f"{name} is not quantized"
+        layers.append((name, layer))
+    return layers
+
+
+def _transient_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
+    # Rotary frequencies are not in the state, but `model.to(torch.bfloat16)` rounds them like the rest.
+    persistent = model.state_dict()
+    return {name: buffer for name, buffer in model.named_buffers() if name not in persistent}
+
+
+def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    # Tied weights are one tensor with two names, which safetensors refuses to write twice.
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    owners: dict[tuple[Any, ...], str] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if tensor.numel() and key in owners:
+            aliases[name] = owners[key]
+        else:
+            owners[key] = name
+            tensors[name] = tensor
+    return tensors, aliases
+
+
+def _build_causal_lm(config: PretrainedConfig) -> PreTrainedModel:
+    register_attention()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def _build(
+    description: Mapping[str, Any], build: Callable[[PretrainedConfig], PreTrainedModel] | None
+) -> PreTrainedModel:
+    attention = description["attention"]
+    config = AutoConfig.for_model(**description["config"])
+    config._attn_implementation = attention
+    with no_init_weights():  # every weight is replaced, which the strict load below proves
+        try:
+            model = (build or _build_causal_lm)(config)
+        except ValueError as error:
+            if build is None and attention is not None and attention in str(error):
+                raise SparqError(
+                    f"the model has the attention {attention!r}, "
+                    "which is not registered: pass a `build` that does it"
+                ) from error
+            raise
+    if model.config._attn_implementation != attention:
+        raise SparqError(
+            f"the model was quantized with the attention {attention!r}, "
+            f"but `build` made one with {model.config._attn_implementation!r}"
+        )
+    if description["generation"] is not None:
+        model.generation_config = GenerationConfig.from_dict(description["generation"])
+    return model
+
+
+def _place_linears(
+    model: PreTrainedModel, scheme: QuantizationScheme, tensors: dict[str, Tensor], folder: Path
+) -> None:
+    width = field_width(scheme.weight_bits)
+    for name, linear in list(named_linears(model)):
+        assert isinstance(linear, nn.Linear)
+        if name + _PACKED in tensors:
+            packed = tensors.pop(name + _PACKED)
+            tensors[f"{name}.weight"] = unpack(packed, width, linear.in_features)
+        found = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
+        _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
+        layer = QuantizedLinear(
+            **found,
+            activation_bits=scheme.activation_bits,
+            activation_symmetric=scheme.activation_symmetric,
+            activation_granularity=scheme.activation_granularity,
+        )
+        model.set_submodule(name, layer)
+
+
+def _check_shapes(
+    found: Mapping[str, Tensor], scheme: QuantizationScheme, linear: nn.Linear, complaint: str
+) -> None:
+    rows, columns = linear.weight.shape
+    shapes: dict[str, list[int]] = {"weight": [rows, columns]}
+    if scheme.weight_bits != FLOAT_BITS:
+        shapes["weight_scale"] = [rows, columns // (scheme.group_size or columns)]
+        if not scheme.weight_symmetric:
+            shapes["weight_zero_point"] = shapes["weight_scale"]
+    if linear.bias is not None:
+        shapes["bias"] = [rows]
+    if "input_scale" in found:
+        shapes["input_scale"] = [columns]
+    for key in shapes.keys() | found.keys():
+        shape = list(found[key].shape) if key in found else None
+        if shape != shapes.get(key):
+            raise SparqError(f"{complaint}: {key} has shape {shape}, not {shapes.get(key)}")
+
+
+def _set_tensor(model: PreTrainedModel, name: str, value: Tensor) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, value)

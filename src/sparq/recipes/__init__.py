@@ -1,0 +1,1 @@
+"""Recipes: what a run is made from, and the steps that make it."""

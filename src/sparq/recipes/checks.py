@@ -1,0 +1,50 @@
+"""What the sections of a recipe share: checks whose message is one line: path, value, remedy."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from sparq.errors import SparqError, near_matches
+
+NO_EFFECT = {"affects_result": False}
+"""Metadata of a field that changes how a step runs but not what it makes: it makes no finished step stale."""
+
+
+def check(condition: bool, where: str, value: Any, right: str) -> None:
+    """Raise a one-line error with the value and what would be right, unless the condition holds."""
+    if not condition:
+        raise SparqError(f"{where} is {value!r}: expected {right}")
+
+
+def check_positive(where: str, **values: int | float) -> None:
+    """Check that numbers are above 0."""
+    for name, value in values.items():
+        check(value > 0, f"{where}.{name}", value, "more than 0")
+
+
+def check_not_empty(where: str, **values: str) -> None:
+    """Check that texts hold more than white space."""
+    for name, value in values.items():
+        check(bool(value.strip()), f"{where}.{name}", value, "a name")
+
+
+def check_unique(where: str, values: Sequence[str]) -> None:
+    """Check that nothing is listed twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise SparqError(f"{where} lists {value!r} twice: list it once")
+
+
+def check_names(where: str, values: Sequence[str], valid: Collection[str]) -> None:
+    """Check a list of names, which must not be empty, against those that exist."""
+    check(len(values) > 0, where, [], "at least one of " + ", ".join(valid))
+    for index, value in enumerate(values):
+        if value not in valid:
+            raise SparqError(f"{where}[{index}] is {value!r}: {near_matches(value, valid)}")
+    check_unique(where, values)
+
+
+def check_identifier(where: str, value: str, start: str) -> None:
+    """Check a name that becomes part of file names: letters, digits, `-` and `_` after a given start."""
+    valid = value.startswith(start) and value.isascii() and value.replace("-", "").replace("_", "").isalnum()
+    right = f"letters, digits, '-' and '_' that start with {start!r}, such as '{start}-unseen-voice'"
+    check(valid, where, value, right)

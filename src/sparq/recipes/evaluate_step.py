@@ -1,0 +1,259 @@
+"""The step that measures one framework at every precision, on the four tasks, prose and outliers."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel
+
+from sparq.adaptation import load_speechlm
+from sparq.evaluation import (
+    Transcribed,
+    generate_targets,
+    measure_outliers,
+    prose_perplexity,
+    task_perplexity,
+    unit_errors,
+    word_errors,
+)
+from sparq.files import write_json
+from sparq.models import load_backbone
+from sparq.models.loading import quiet_transformers
+from sparq.pretrained import resolve_model
+from sparq.progress import progress
+from sparq.quantization import load_quantized, quantize
+from sparq.recipes.quantize_step import scheme_of_name
+from sparq.recipes.recipe import EvaluateConfig, Recipe
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.speech_steps import set_threads
+from sparq.recipes.train_step import Spoken, load_split
+from sparq.report import AsrSplit, ErrorRate, Example, LayerOutliers, Outliers, Perplexity, Row
+from sparq.report.codec import to_json
+from sparq.tokens import JointVocabulary, make_example, prompt_ids
+from sparq.types import Task
+from sparq.units import read_summary
+
+_LOG = logging.getLogger(__name__)
+
+FULL = "full"
+PROSE_CONTEXT = 1024
+OUTLIER_SEQUENCES = 32
+"""Sequences, half of them ASR and half text, on which the outliers are measured."""
+
+
+def test_splits(run: RunFolder) -> list[str]:
+    """Return the names of the test splits, `test` first."""
+    return sorted(name for name in read_summary(run.units)["splits"] if name.startswith("test"))
+
+
+def run_evaluate(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
+    """Measure the adapted model at full precision and under every scheme; what is measured already is kept."""
+    set_threads(recipe)
+    speechlm = load_speechlm(run.model(framework))
+    splits = {name: _limited(load_split(run, name, speechlm.vocabulary), recipe) for name in test_splits(run)}
+    precisions = (FULL, *recipe.quantize.schemes)
+    files = [run.evaluation(framework, precision) for precision in precisions]
+    prose = _Prose(recipe, framework) if recipe.evaluate.prose else None
+    for precision, file in zip(precisions, files, strict=True):
+        if file.exists():
+            continue
+        model = speechlm.model if precision == FULL else load_quantized(run.quantized(framework, precision))
+        start = time.perf_counter()
+        row = measure(
+            model, speechlm.vocabulary, splits, recipe, framework=framework, precision=precision
+        )
+        if prose:
+            row = dataclasses.replace(row, prose_ppl=prose.measure(precision))
+        row = dataclasses.replace(row, seconds=round(time.perf_counter() - start, 2))
+        write_json(file, to_json(row))
+        wer = f", WER {row.asr_wer.value:.1f} %" if row.asr_wer else ""
+        _LOG.info("  %s %s%s (%.0f s)", framework, precision, wer, row.seconds)
+    return files
+
+
+def _limited(utterances: list[Spoken], recipe: Recipe) -> list[Spoken]:
+    count = recipe.evaluate.max_utterances
+    return utterances[:count] if count else utterances
+
+
+def measure(
+    model: PreTrainedModel,
+    vocabulary: JointVocabulary,
+    splits: dict[str, list[Spoken]],
+    recipe: Recipe,
+    *,
+    framework: str,
+    precision: str,
+) -> Row:
+    """Measure one model on every test split.
+
+    The headline figures are over all test splits together; recognition is given for each split as well.
+    """
+    settings = recipe.evaluate
+    everything = [u for utterances in splits.values() for u in utterances]
+    spoken = [u for u in everything if u.text]
+    label = "+".join(splits)
+    asr = {
+        name: _recognize(model, vocabulary, name, with_text, settings, f"{framework} {precision} {name}")
+        for name, utterances in splits.items()
+        if (with_text := [u for u in utterances if u.text])
+    }
+    errors, words = sum(s.errors for s in asr.values()), sum(s.words for s in asr.values())
+    texts = spoken[: settings.textlm_utterances] if settings.textlm_utterances else spoken
+    # Evenly over the splits, and the same utterances for every model.
+    said = spoken[:: max(1, len(spoken) // max(1, settings.tts_utterances))][: settings.tts_utterances]
+    return Row(
+        framework=framework,
+        precision=precision,
+        textlm_ppl=_task_perplexity(model, vocabulary, "textlm", texts, settings, label),
+        speechlm_ppl=_task_perplexity(model, vocabulary, "speechlm", everything, settings, label),
+        asr_wer=ErrorRate(
+            value=100 * errors / words, errors=errors, length=words, utterances=len(spoken), split=label
+        )
+        if words
+        else None,
+        tts_uer=_synthesize(model, vocabulary, said, settings, label) if said else None,
+        asr=asr,
+        outliers=_outliers(model, vocabulary, spoken[:: max(1, 2 * len(spoken) // OUTLIER_SEQUENCES)]),
+    )
+
+
+def _task_perplexity(
+    model: PreTrainedModel,
+    vocabulary: JointVocabulary,
+    task: Task,
+    utterances: Sequence[Spoken],
+    settings: EvaluateConfig,
+    split: str,
+) -> Perplexity | None:
+    if not utterances:
+        return None
+    examples = [make_example(vocabulary, task, text=u.text, units=u.units) for u in utterances]
+    measured = task_perplexity(model, examples, batch_size=settings.batch_size)
+    return Perplexity(
+        value=measured.value, tokens=measured.num_tokens, utterances=len(utterances), split=split
+    )
+
+
+def _recognize(
+    model: PreTrainedModel,
+    vocabulary: JointVocabulary,
+    split: str,
+    utterances: Sequence[Spoken],
+    settings: EvaluateConfig,
+    label: str,
+) -> AsrSplit:
+    with progress(f"transcribe {label}", total=len(utterances), unit="utt") as bar:
+        generated = generate_targets(
+            model,
+            vocabulary,
+            [prompt_ids(vocabulary, "asr", units=u.units) for u in utterances],
+            max_new_tokens=settings.max_new_text,
+            num_beams=settings.beam,
+            batch_size=settings.batch_size,
+            on_done=bar.update,
+        )
+    transcripts = [
+        Transcribed(id=u.id, split=split, reference=u.text, hypothesis=vocabulary.decode_text(ids))
+        for u, ids in zip(utterances, generated, strict=True)
+    ]
+    counted = word_errors(transcripts)
+    return AsrSplit(
+        wer=counted.rate,
+        words=counted.words,
+        utterances=counted.utterances,
+        errors=counted.errors,
+        examples=tuple(
+            Example(id=t.id, reference=t.reference, hypothesis=t.hypothesis) for t in transcripts
+        ),
+    )
+
+
+def _synthesize(
+    model: PreTrainedModel,
+    vocabulary: JointVocabulary,
+    utterances: Sequence[Spoken],
+    settings: EvaluateConfig,
+    split: str,
+) -> ErrorRate:
+    longest = max(len(vocabulary.encode_units(u.units)) for u in utterances)
+    generated = generate_targets(
+        model,
+        vocabulary,
+        [prompt_ids(vocabulary, "tts", text=u.text) for u in utterances],
+        # A model that never ends would fill any bound with insertions; this one is the longest reference and half.
+        max_new_tokens=longest + longest // 2,
+        num_beams=settings.beam,
+        batch_size=settings.batch_size,
+    )
+    counted = unit_errors([u.units for u in utterances], [vocabulary.decode_units(ids) for ids in generated])
+    return ErrorRate(
+        value=counted.rate,
+        errors=counted.errors,
+        length=counted.units,
+        utterances=counted.utterances,
+        split=split,
+    )
+
+
+def _outliers(model: PreTrainedModel, vocabulary: JointVocabulary, utterances: Sequence[Spoken]) -> Outliers:
+    def batches() -> list[dict[str, Tensor]]:
+        result = []
+        for utterance in utterances:
+            for task in ("asr", "textlm"):
+                example = make_example(vocabulary, task, text=utterance.text, units=utterance.units)  # type: ignore[arg-type]
+                ids = torch.tensor([(*example.prompt, *example.target)])
+                result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+        return result
+
+    report = measure_outliers(model, batches())
+    return Outliers(
+        max_inf_norm=report.max_inf_norm,
+        mean_kurtosis=report.mean_kurtosis,
+        attention_mass=report.attention_mass,
+        first_token_share=report.first_token_share,
+        tokens=report.num_tokens,
+        final_norm_max_inf_norm=report.final_norm_max_inf_norm,
+        per_layer=tuple(
+            LayerOutliers(
+                layer=index + 1,
+                max_inf_norm=layer.max_inf_norm,
+                kurtosis=layer.kurtosis,
+                attention_mass=layer.attention_mass,
+                first_token_share=layer.first_token_share,
+            )
+            for index, layer in enumerate(report.layers)
+        ),
+    )
+
+
+class _Prose:
+    """The backbone before adaptation, with its own tokenizer, on plain English: the damage at its source.
+
+    The first window calibrates SmoothQuant and is not measured.
+    """
+
+    def __init__(self, recipe: Recipe, framework: str) -> None:
+        assert recipe.evaluate.prose is not None
+        reference = resolve_model(recipe.model.backbone)
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(reference)
+        text = recipe.evaluate.prose.read_text(encoding="utf-8")
+        ids = tokenizer(" ".join(text.split()), return_tensors="pt", add_special_tokens=False).input_ids[0]
+        self.calibration, self.measured = ids[:PROSE_CONTEXT], ids[PROSE_CONTEXT:]
+        self.model = load_backbone(reference, attention=framework).model
+        self.alpha = recipe.quantize.smoothing_alpha
+        self.name = recipe.evaluate.prose.name
+
+    def measure(self, precision: str) -> Perplexity:
+        model = self.model
+        if precision != FULL:
+            model = quantize(model, [self.calibration[None]], scheme_of_name(precision, self.alpha))
+        measured = prose_perplexity(model, self.measured, context=PROSE_CONTEXT)
+        return Perplexity(value=measured.value, tokens=measured.num_tokens, utterances=1, split=self.name)
+
+

@@ -1,0 +1,178 @@
+"""The sections of a recipe about the model: adaptation, quantization and evaluation.
+
+Attributes say where a default comes from, if it has a source.
+
+"SpARQ" is the outlier-free speech paper of 2025, "VoxtLM" is Maiti et al. 2023, whose pipeline it follows.
+"""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
+
+FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
+"""The attentions that are compared: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
+
+SCHEMES = ("w8a8-rtn", "w4a4-rtn", "w8a8-smoothquant", "w4a4-smoothquant")
+"""The precisions below full: bits of weights and activations, and the method."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained LLM.
+
+    Attributes:
+        backbone: a folder, a hub name, or `pretrained:NAME` for a model that `sparq pretrained` caches.
+        new_row_noise: noise on embedding rows of pieces that the backbone lacks, in standard deviations of
+            its rows.
+    """
+
+    backbone: str
+    new_row_noise: float = 1.0
+
+    def validate(self, where: str) -> None:
+        """Check values and combinations."""
+        check_not_empty(where, backbone=self.backbone)
+        check(self.new_row_noise >= 0, f"{where}.new_row_noise", self.new_row_noise, "at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskWeights:
+    """How often each task is drawn, in proportion; equal in SpARQ section 3.1.
+
+    Attributes:
+        asr: speech to text.
+        tts: text to speech.
+        speechlm: speech alone.
+        textlm: text alone.
+    """
+
+    asr: float = 1.0
+    tts: float = 1.0
+    speechlm: float = 1.0
+    textlm: float = 1.0
+
+    def validate(self, where: str) -> None:
+        """Check values and combinations."""
+        for weight in fields(self):
+            value = getattr(self, weight.name)
+            check(value >= 0, f"{where}.{weight.name}", value, "at least 0")
+        weights = [getattr(self, weight.name) for weight in fields(self)]
+        check(any(weights), where, "all 0", "at least one weight above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How the LLM is adapted; defaults are SpARQ appendix E.1's, or VoxtLM's where that is silent.
+
+    Attributes:
+        updates: number of optimizer updates.
+        method: LoRA, or full fine-tuning.
+        rank: LoRA's rank.
+        alpha: LoRA's alpha; the update is scaled by alpha / rank.
+        dropout: LoRA's dropout.
+        targets: linear layers that get adapters; empty for the family's attention and MLP layers.
+        learning_rate: Adam's peak rate.
+        warmup_updates: updates over which the rate rises from 0.
+        batch_tokens: padded tokens of a micro-batch.
+        accumulate: micro-batches of an update; 40 make 200k tokens, VoxtLM's.
+        label_smoothing: weight of the uniform distribution in the target; VoxtLM's.
+        weight_decay: Adam's.
+        clip_norm: largest norm of the gradient; VoxtLM's.
+        schedule: what the rate does after the warm-up.
+        task_weights: how often each task is drawn.
+        unit_noise: share of the units in ASR prompts that are dropped or replaced at random; 0 for none.
+        dtype: type of the forward pass; the optimizer works in float32.
+        checkpoint_updates: updates between two resumable states.
+        validate_updates: updates between two validations; the state of best accuracy is kept (VoxtLM).
+    """
+
+    updates: int
+    method: Literal["full", "lora"] = "lora"
+    rank: int = 256
+    alpha: int = 256
+    dropout: float = 0.05
+    targets: tuple[str, ...] = ()
+    learning_rate: float = 3e-4
+    warmup_updates: int = 2500
+    batch_tokens: int = 5000
+    accumulate: int = 40
+    label_smoothing: float = 0.1
+    weight_decay: float = 1e-6
+    clip_norm: float = 1.0
+    schedule: Literal["constant", "cosine"] = "constant"
+    task_weights: TaskWeights = field(default_factory=TaskWeights)
+    unit_noise: float = 0.0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_updates: int = field(default=50, metadata=NO_EFFECT)
+    validate_updates: int = 100
+
+    def validate(self, where: str) -> None:
+        """Check values and combinations."""
+        check_positive(
+            where, updates=self.updates, rank=self.rank, alpha=self.alpha, clip_norm=self.clip_norm
+        )
+        check_positive(where, batch_tokens=self.batch_tokens, accumulate=self.accumulate)
+        check_positive(where, learning_rate=self.learning_rate, checkpoint_updates=self.checkpoint_updates)
+        check_positive(where, validate_updates=self.validate_updates)
+        for name in ("dropout", "label_smoothing", "unit_noise"):
+            value = getattr(self, name)
+            check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
+        check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
+        check_unique(f"{where}.targets", self.targets)
+        self.task_weights.validate(f"{where}.task_weights")
+        # Otherwise the peak rate would never be reached, and nobody would see it.
+        right = f"from 0 to {where}.updates, {self.updates}"
+        check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeConfig:
+    """Which low-bit models are made.
+
+    Attributes:
+        schemes: bits and method; W8A8 and W4A4 in SpARQ section 4.1.
+        calibration_sequences: training sequences on which SmoothQuant measures activations; 256 in SpARQ
+            appendix E.2, and 128 hardly differ.
+        smoothing_alpha: SmoothQuant's migration strength; SpARQ appendix E.2.
+    """
+
+    schemes: tuple[str, ...] = SCHEMES
+    calibration_sequences: int = 128
+    smoothing_alpha: float = 0.5
+
+    def validate(self, where: str) -> None:
+        """Check values and combinations."""
+        check_names(f"{where}.schemes", self.schemes, SCHEMES)
+        check_positive(where, calibration_sequences=self.calibration_sequences)
+        check(0 <= self.smoothing_alpha <= 1, f"{where}.smoothing_alpha", self.smoothing_alpha, "from 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """How much is evaluated, and how decoding goes.
+
+    Attributes:
+        max_utterances: utterances of each test split; 0 for all.
+        tts_utterances: of these, how many are spoken; 0 for none.
+        textlm_utterances: of these, how many count for text perplexity; 0 for all.
+        beam: beam width of ASR and TTS; 5 in VoxtLM, 1 is much faster.
+        batch_size: sequences decoded together.
+        max_new_text: most text pieces of a transcript.
+        prose: a text file for the perplexity of ordinary text; paths as in a source's manifest.
+    """
+
+    max_utterances: int = 0
+    tts_utterances: int = 50
+    textlm_utterances: int = 0
+    beam: int = 1
+    batch_size: int = 32
+    max_new_text: int = 100
+    prose: Path | None = None
+
+    def validate(self, where: str) -> None:
+        """Check values and combinations."""
+        for name in ("max_utterances", "tts_utterances", "textlm_utterances"):
+            check(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "at least 0")
+        check_positive(where, beam=self.beam, batch_size=self.batch_size, max_new_text=self.max_new_text)

@@ -1,0 +1,190 @@
+"""A recipe: everything that decides what a run makes, read from one YAML file."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_mapping
+from sparq.errors import SparqError
+from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty
+from sparq.recipes.model_sections import (
+    FRAMEWORKS,
+    SCHEMES,
+    EvaluateConfig,
+    ModelConfig,
+    QuantizeConfig,
+    TaskWeights,
+    TrainConfig,
+)
+from sparq.recipes.speech_sections import PrepareConfig, SourceConfig, UnitsConfig, VocabConfig
+
+__all__ = [
+    "FRAMEWORKS",
+    "SCHEMES",
+    "EvaluateConfig",
+    "ModelConfig",
+    "PrepareConfig",
+    "QuantizeConfig",
+    "Recipe",
+    "SourceConfig",
+    "TaskWeights",
+    "TrainConfig",
+    "UnitsConfig",
+    "VocabConfig",
+    "load_recipe",
+    "resolve_paths",
+    "used_settings",
+]
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole run, from recordings to report.
+
+    Attributes:
+        name: title of the run.
+        prepare: which recordings are used.
+        model: the pretrained LLM.
+        train: how it is adapted.
+        seed: seed of every random choice.
+        threads: CPU threads; 0 for all cores.
+        frameworks: the attentions to compare, everything else equal.
+        units: how speech becomes units.
+        vocab: the joint vocabulary.
+        quantize: which low-bit models are made.
+        evaluate: how much is evaluated.
+    """
+
+    name: str
+    prepare: PrepareConfig
+    model: ModelConfig
+    train: TrainConfig
+    seed: int = 0
+    threads: int = field(default=0, metadata=NO_EFFECT)
+    frameworks: tuple[str, ...] = FRAMEWORKS
+    units: UnitsConfig = field(default_factory=UnitsConfig)
+    vocab: VocabConfig = field(default_factory=VocabConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+    def validate(self) -> None:
+        """Check the values of every section and what they mean together.
+
+        Raises:
+            SparqError: a value is out of its range, or two sections contradict each other.
+        """
+        check_not_empty("recipe", name=self.name)
+        # NumPy's and scikit-learn's seeds have 32 bits.
+        check(0 <= self.seed < 2**32, "recipe.seed", self.seed, "from 0 to 4294967295")
+        check(self.threads >= 0, "recipe.threads", self.threads, "at least 0")
+        check_names("recipe.frameworks", self.frameworks, FRAMEWORKS)
+        for name in ("prepare", "units", "vocab", "model", "train", "quantize", "evaluate"):
+            getattr(self, name).validate(f"recipe.{name}")
+        right = f"more than recipe.units.k, {self.units.k}, because each unit is a piece"
+        check(self.vocab.size > self.units.k, "recipe.vocab.size", self.vocab.size, right)
+
+
+def load_recipe(
+    path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
+) -> Recipe:
+    """Read, resolve and check a recipe.
+
+    Relative paths start at the recipe's folder, also those in `overrides`, and become absolute.
+
+    Args:
+        path: the YAML file.
+        overrides: settings such as `train.updates=10` that replace the file's.
+        environ: environment variables for `${NAME}`; the process's by default.
+
+    Raises:
+        SparqError: anything about the recipe is wrong; the message is one line.
+    """
+    path = Path(path)
+    mapping = apply_overrides(load_yaml(path), overrides)
+    recipe = from_mapping(Recipe, mapping)
+    recipe = resolve_paths(recipe, path.resolve().parent, os.environ if environ is None else environ)
+    recipe.validate()
+    return recipe
+
+
+def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> Recipe:
+    """Return the recipe with environment variables put in and relative paths taken from `folder`.
+
+    `units.features` and `model.backbone` may be hub names, so they count as paths only if they start with
+    `.`, `~` or `/` once variables are put in.
+    """
+
+    def resolve(value: Path | str, where: str) -> Path:
+        text = _expand(str(value), where, environ)
+        # normpath, not resolve(): a symbolic link to a corpus keeps its name in messages and manifests.
+        return Path(os.path.normpath(folder / Path(text).expanduser()))
+
+    def resolve_name(value: str, where: str) -> str:
+        text = _expand(value, where, environ)
+        return str(resolve(text, where)) if text.startswith((".", "~", "/")) else text
+
+    sources = tuple(
+        dataclasses.replace(
+            source, manifest=resolve(source.manifest, f"recipe.prepare.sources[{index}].manifest")
+        )
+        for index, source in enumerate(recipe.prepare.sources)
+    )
+    texts = tuple(
+        resolve(text, f"recipe.vocab.extra_text[{index}]")
+        for index, text in enumerate(recipe.vocab.extra_text)
+    )
+    prose = None if recipe.evaluate.prose is None else resolve(recipe.evaluate.prose, "recipe.evaluate.prose")
+    features = resolve_name(recipe.units.features, "recipe.units.features")
+    backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone")
+    return dataclasses.replace(
+        recipe,
+        prepare=dataclasses.replace(recipe.prepare, sources=sources),
+        units=dataclasses.replace(recipe.units, features=features),
+        vocab=dataclasses.replace(recipe.vocab, extra_text=texts),
+        model=dataclasses.replace(recipe.model, backbone=backbone),
+        evaluate=dataclasses.replace(recipe.evaluate, prose=prose),
+    )
+
+
+def used_settings(recipe: Recipe, *names: str) -> dict[str, Any]:
+    """Return the settings that a step reads, as nested mappings: what its stamp is made from.
+
+    Fields that change how a step runs but not what it makes (`prepare.skip_bad`, `train.checkpoint_updates`)
+    are left out.
+
+    Args:
+        recipe: the recipe.
+        *names: top-level fields, such as `units` and `seed`, or fields of a section, such as `units.k`.
+    """
+    result: dict[str, Any] = {}
+    for name in names:
+        section, _, inner = name.partition(".")
+        value = getattr(recipe, section)
+        if not dataclasses.is_dataclass(value) or isinstance(value, type):
+            result[section] = list(value) if isinstance(value, tuple) else value
+            continue
+        ignored = {f.name for f in dataclasses.fields(value) if f.metadata == NO_EFFECT}
+        mapping = {key: item for key, item in to_mapping(value).items() if key not in ignored}
+        if inner:
+            result.setdefault(section, {})[inner] = mapping[inner]
+        else:
+            result[section] = mapping
+    return result
+
+
+def _expand(text: str, where: str, environ: Mapping[str, str]) -> str:
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if not environ.get(name):
+            raise SparqError(
+                f"{where} is {text!r}, but the environment variable {name} is not set: export {name}=..."
+            )
+        return environ[name]
+
+    return _VARIABLE.sub(value, text)

@@ -1,0 +1,188 @@
+"""The step that gathers every number of a run into results.json and report.html."""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sparq.adaptation import SpeechLM, load_speechlm
+from sparq.audio.manifest import read_manifest
+from sparq.configuration import to_mapping
+from sparq.evaluation import attention_map, most_sinky_head, token_norms
+from sparq.files import read_json, remove
+from sparq.pretrained import resolve_model, weights_note
+from sparq.recipes.evaluate_step import test_splits
+from sparq.recipes.recipe import Recipe
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.speech_steps import set_threads
+from sparq.recipes.train_step import Spoken, load_split, training_folder
+from sparq.report import (
+    FULL,
+    AttentionMap,
+    AudioSample,
+    CurvePoint,
+    HiddenMap,
+    LiveSlice,
+    Results,
+    Row,
+    SplitSummary,
+    TrainingCurve,
+    collect_provenance,
+    matrix,
+    render_terminal,
+    utc_now,
+    write_html,
+    write_results,
+)
+from sparq.report.codec import row_from_json
+from sparq.tokens import make_example
+from sparq.training import Update, read_log
+
+_LOG = logging.getLogger(__name__)
+
+NUM_CLIPS = 3
+NO_VOCODER = (
+    "TTS audio was not measured: this version has no vocoder. The column gives the error rate of the generated units"
+    " against the units of the recording instead; the prompt does not say whose voice is wanted, so it stays high."
+)
+
+
+def run_report(recipe: Recipe, run: RunFolder) -> list[Path]:
+    """Write results.json and report.html, and print the table."""
+    set_threads(recipe)
+    results = gather(recipe, run)
+    write_results(run.results, results)
+    write_html(run.report, results, folder=run.path)
+    _LOG.info("%s", render_terminal(results))
+    return [run.results, run.report, run.path / "clips"]
+
+
+def gather(recipe: Recipe, run: RunFolder) -> Results:
+    """Collect the results of the steps; nothing is measured here but the pictures."""
+    rows = tuple(
+        row_from_json(read_json(run.evaluation(framework, precision)), str(run.evaluation(framework, precision)))
+        for framework in recipe.frameworks
+        for precision in (FULL, *recipe.quantize.schemes)
+    )
+    prepared = read_manifest(run.manifest)
+    corpus = {}
+    for split in sorted({u.split for u in prepared}):
+        own = [u for u in prepared if u.split == split]
+        corpus[split] = SplitSummary(
+            hours=sum(u.seconds for u in own) / 3600,
+            utterances=len(own),
+            speakers=len({(u.corpus, u.speaker) for u in own}),
+        )
+    attention, hidden = [], []
+    sample: Spoken | None = None
+    # One head for all frameworks, chosen on the first: the one that looks most at the first token.
+    head: tuple[int, int] | None = None
+    for framework in recipe.frameworks:
+        speechlm = load_speechlm(run.model(framework))
+        sample = sample or _sample(run, speechlm)
+        ids, labels = _sequence(speechlm, sample)
+        head = head or most_sinky_head(speechlm.model, ids)
+        weights = attention_map(speechlm.model, ids, *head).numpy()
+        attention.append(
+            AttentionMap(
+                framework=framework, layer=head[0], head=head[1], weights=matrix(weights), labels=labels
+            )
+        )
+        norms = token_norms(speechlm.model, ids).numpy().T
+        hidden.append(HiddenMap(framework=framework, norms=matrix(np.ascontiguousarray(norms)), labels=labels))
+    stamps = {path.stem: run.stamp(path.stem) for path in sorted(run.steps.glob("*.json"))}
+    done = {name: stamp for name, stamp in stamps.items() if stamp and stamp.seconds is not None}
+    return Results(
+        name=recipe.name,
+        created=utc_now(),
+        provenance=collect_provenance(),
+        seed=recipe.seed,
+        settings=to_mapping(recipe),
+        corpus=corpus,
+        rows=rows,
+        wall_seconds={name: stamp.seconds for name, stamp in done.items() if stamp.seconds is not None},
+        peak_memory_bytes={
+            name: stamp.peak_memory_bytes for name, stamp in done.items() if stamp.peak_memory_bytes
+        },
+        curves={framework: training_curve(run, framework) for framework in recipe.frameworks},
+        attention_maps=tuple(attention),
+        hidden_maps=tuple(hidden),
+        audio=_clips(run, rows),
+        notes=_notes(recipe),
+    )
+
+
+def _notes(recipe: Recipe) -> tuple[str, ...]:
+    notes = [NO_VOCODER, "Low-bit models are simulated with exact integer semantics; nothing here is a speed."]
+    backbone = weights_note(Path(resolve_model(recipe.model.backbone)))
+    if backbone:
+        notes.append(backbone)
+    return tuple(notes)
+
+
+def _sample(run: RunFolder, speechlm: SpeechLM) -> Spoken:
+    """Return the shortest transcribed test utterance, whose picture is the most legible."""
+    spoken = [u for name in test_splits(run) for u in load_split(run, name, speechlm.vocabulary) if u.text]
+    return min(spoken, key=lambda u: (len(u.units), u.id))
+
+
+def _sequence(speechlm: SpeechLM, sample: Spoken) -> tuple[torch.Tensor, tuple[str, ...]]:
+    example = make_example(speechlm.vocabulary, "asr", text=sample.text, units=sample.units)
+    ids = (*example.prompt, *example.target)
+    pieces = speechlm.vocabulary.pieces
+    return torch.tensor([ids]), tuple(pieces[i] for i in ids)
+
+
+def training_curve(run: RunFolder, framework: str) -> TrainingCurve:
+    """Return the log of a training, with the slice that was repeated live, if there is one."""
+    log = read_log(training_folder(run, framework) / "train.jsonl")
+    live_log = read_log(training_folder(run, framework) / "live" / "train.jsonl")
+    live = None
+    if live_log:
+        differences = [abs(a.loss - b.loss) for a, b in zip(live_log, log, strict=False)]
+        live = LiveSlice(points=_points(live_log), max_abs_difference=max(differences))
+    return TrainingCurve(points=_points(log), live=live)
+
+
+def _points(log: Sequence[Update]) -> tuple[CurvePoint, ...]:
+    return tuple(
+        CurvePoint(
+            update=update.update,
+            tokens=update.tokens,
+            seconds=update.seconds,
+            loss=update.loss,
+            lr=update.learning_rate,
+            valid_accuracy=update.valid_accuracy,
+            valid_loss=update.valid_nll,
+        )
+        for update in log
+    )
+
+
+def _clips(run: RunFolder, rows: Sequence[Row]) -> tuple[AudioSample, ...]:
+    """Copy a few test recordings beside the report, evenly over the splits, with what each model heard."""
+    heard: dict[str, dict[str, str]] = {}
+    references: dict[str, str] = {}
+    for row in rows:
+        for split in row.asr.values():
+            for example in split.examples:
+                heard.setdefault(example.id, {})[row.key] = example.hypothesis
+                references[example.id] = example.reference
+    paths = {u.id: u.path for u in read_manifest(run.manifest) if u.id in references}
+    ids = sorted(references)
+    chosen = ids[:: max(1, len(ids) // NUM_CLIPS)][:NUM_CLIPS]
+    remove(run.path / "clips")
+    (run.path / "clips").mkdir()
+    samples = []
+    for id_ in chosen:
+        copy = run.path / "clips" / f"{id_}{paths[id_].suffix}"
+        shutil.copyfile(paths[id_], copy)
+        samples.append(
+            AudioSample(
+                id=id_, path=str(copy.relative_to(run.path)), reference=references[id_], hypotheses=heard[id_]
+            )
+        )
+    return tuple(samples)

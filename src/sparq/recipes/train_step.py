@@ -1,0 +1,192 @@
+"""The step that turns the pretrained LLM into a SpeechLM, once for each framework."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from sparq.adaptation import (
+    LoraSettings,
+    SpeechLMDescription,
+    add_lora,
+    count_parameters,
+    save_speechlm,
+    trainable_parameters,
+)
+from sparq.data import Batch, collate, training_batches
+from sparq.data.batching import epoch_examples, group_by_length
+from sparq.errors import SparqError
+from sparq.files import fingerprint, remove
+from sparq.models import build_speechlm
+from sparq.pretrained import resolve_model
+from sparq.recipes.recipe import Recipe, used_settings
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.speech_steps import set_threads
+from sparq.tokens import JointVocabulary
+from sparq.tokens.special import PAD
+from sparq.training import TrainingRun, TrainingSettings
+from sparq.types import TASKS
+from sparq.units import KMeans, UnitUtterance, read_units
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """An utterance as lists, which tokenizing is fastest on."""
+
+    id: str
+    speaker: str
+    text: str
+    units: list[int]
+
+
+def as_spoken(utterance: UnitUtterance) -> Spoken:
+    """Return a stored utterance in that form."""
+    return Spoken(
+        id=utterance.id, speaker=utterance.speaker, text=utterance.text, units=utterance.units.tolist()
+    )
+
+
+def load_split(run: RunFolder, split: str, vocabulary: JointVocabulary) -> list[Spoken]:
+    """Return a split of the units that the vocabulary belongs to."""
+    return [as_spoken(u) for u in read_units(run.units, split, expect_fingerprint=vocabulary.units_fingerprint)]
+
+
+def load_vocabulary(run: RunFolder) -> JointVocabulary:
+    """Return the run's vocabulary, checked against its units."""
+    return JointVocabulary.load(run.vocab, units_fingerprint=KMeans.load(run.kmeans).fingerprint)
+
+
+def training_settings(recipe: Recipe) -> TrainingSettings:
+    """Return the settings of the loop."""
+    names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after"}
+    return TrainingSettings(**{name: getattr(recipe.train, name) for name in names})
+
+
+def start_training(
+    recipe: Recipe, framework: str, *, vocabulary: JointVocabulary, utterances: list[Spoken],
+    validation: list[Spoken], folder: Path, updates: int | None = None,
+) -> tuple[TrainingRun, SpeechLMDescription]:  # fmt: skip
+    """Load the backbone with this framework's attention and set up its training, or go on with it.
+
+    Args:
+        recipe: what to do.
+        framework: the attention.
+        vocabulary: the joint vocabulary.
+        utterances: the training split.
+        validation: the validation split; may be empty.
+        folder: where the training's state lives.
+        updates: stop after so many, with the schedule as for the recipe's.
+    """
+    train = recipe.train
+    # The seed decides adapters, new rows, order and dropout, the same for every framework.
+    torch.manual_seed(recipe.seed)
+    loaded, embedding = build_speechlm(
+        resolve_model(recipe.model.backbone),
+        vocabulary,
+        attention=framework,
+        dtype=_DTYPES[train.dtype],
+        noise=recipe.model.new_row_noise,
+        seed=recipe.seed,
+    )
+    model: torch.nn.Module = loaded.model
+    if train.method == "lora":
+        model = add_lora(
+            loaded.model,
+            LoraSettings(rank=train.rank, alpha=train.alpha, dropout=train.dropout, targets=train.targets),
+        )
+    pad = vocabulary.token_id(PAD)
+    weights = {task: getattr(train.task_weights, task) for task in TASKS}
+    if not any(u.text for u in utterances) and not weights["speechlm"]:
+        raise SparqError("no training utterance has text, and task_weights.speechlm is 0: nothing to train on")
+
+    def batches(skip: int) -> Iterator[Batch]:
+        return training_batches(
+            utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
+            pad_id=pad, unit_noise=train.unit_noise, skip=skip,
+        )  # fmt: skip
+
+    settings = dataclasses.replace(training_settings(recipe), stop_after=updates)
+    run = TrainingRun(
+        model,
+        folder,
+        settings=settings,
+        key=fingerprint(used_settings(recipe, "train", "model", "seed"), framework, vocabulary.fingerprint),
+        batches=batches,
+        validation=validation_batches(validation, vocabulary, batch_tokens=train.batch_tokens, seed=recipe.seed),
+    )
+    description = SpeechLMDescription(
+        backbone=recipe.model.backbone,
+        backbone_checksum=loaded.checksum,
+        attention=framework,
+        method=train.method,
+        vocabulary_fingerprint=vocabulary.fingerprint,
+        units_fingerprint=vocabulary.units_fingerprint,
+        training={
+            "trained_parameters": count_parameters(list(trainable_parameters(model).values())),
+            "backbone_parameters": loaded.num_parameters,
+            "backbone_tensors": loaded.num_tensors,
+            "copied_rows": embedding.num_copied,
+            "settings": used_settings(recipe, "train", "model", "seed"),
+            "units": used_settings(recipe, "units")["units"],
+        },
+    )
+    return run, description
+
+
+def validation_batches(
+    utterances: list[Spoken], vocabulary: JointVocabulary, *, batch_tokens: int, seed: int
+) -> list[Batch]:
+    """Return every validation utterance as each task that it can be, for next-token accuracy."""
+    import numpy as np
+
+    batches = []
+    for task in TASKS:
+        weights = {other: float(other == task) for other in TASKS}
+        usable = [u for u in utterances if u.text or task == "speechlm"]
+        if usable:
+            examples = epoch_examples(usable, vocabulary, weights=weights, seed=seed, epoch=0)
+            groups = group_by_length(examples, batch_tokens=batch_tokens, random=np.random.default_rng(seed))
+            batches += [collate(group, pad_id=vocabulary.token_id(PAD)) for group in groups]
+    return batches
+
+
+def training_folder(run: RunFolder, framework: str) -> Path:
+    """Where a framework's training keeps its log and, until it is done, its state."""
+    return run.path / "training" / framework
+
+
+def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
+    """Adapt the backbone under one framework and write the model folder."""
+    set_threads(recipe)
+    vocabulary = load_vocabulary(run)
+    folder = training_folder(run, framework)
+    training, description = start_training(
+        recipe,
+        framework,
+        vocabulary=vocabulary,
+        utterances=load_split(run, "train", vocabulary),
+        validation=load_split(run, "valid", vocabulary),
+        folder=folder,
+    )
+    training.train(f"train {framework}")
+    progress = training.progress
+    outcome = {
+        "updates": progress.updates,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "selected_update": progress.best_update or progress.updates,
+    }
+    save_speechlm(
+        run.model(framework),
+        training.model,  # type: ignore[arg-type]
+        vocabulary=vocabulary,
+        kmeans_file=run.kmeans,
+        description=dataclasses.replace(description, training={**description.training, **outcome}),
+    )
+    remove(training.best_file)
+    # Last, because without it a run that was killed here would start over.
+    remove(folder / "checkpoint")
+    return [run.model(framework), training.log_file]

@@ -1,0 +1,71 @@
+"""What each number of the report means: its denominator and what it leaves out."""
+
+DEFINITIONS: tuple[tuple[str, str], ...] = (
+    (
+        "Frameworks",
+        "The attention function of every layer. vanilla: softmax. softmax1: exp(s) / (1 + sum exp s), "
+        "whose rows can sum to almost 0. max_shift: SpARQ eq. 3.2 read literally, exp(s - m) / (1 + sum "
+        "exp(s - m)) with m the row's maximum, whose rows sum to at least 1/2. Everything else is equal.",
+    ),
+    (
+        "Precisions",
+        "WnAm: n-bit weights and m-bit activations of the linear layers of the decoder blocks. RTN rounds "
+        "to the nearest step; SmoothQuant first moves scale from activations to weights. Embeddings and "
+        "the output head stay as they are.",
+    ),
+    (
+        "TextLM PPL, SpeechLM PPL",
+        "exp of the mean negative log-likelihood per predicted token of the joint vocabulary: text tokens "
+        "of <generatetext> text, unit tokens of <generatespeech> units. The end token counts, the "
+        "task token does not. Perplexities compare only between models with one vocabulary.",
+    ),
+    (
+        "ASR WER",
+        "100 x (substitutions + deletions + insertions) / words of the references, after text "
+        "normalization. Errors are summed over utterances before the division. It can pass 100 %.",
+    ),
+    (
+        "TTS UER",
+        "Unit error rate: 100 x edits / units between the units that the model generates for a text and "
+        "the units of the recording, both without repetitions. It punishes another voice, speed or "
+        "wording alike, so it is high even for good speech; it compares models and says little on how "
+        "speech sounds.",
+    ),
+    (
+        "Drop",
+        "Average performance drop: the mean over the four metrics of the relative increase over the same "
+        "framework's own full-precision row, in percent. A metric that is missing, whose full-precision "
+        "value is 0 or that was counted over other data is left out; the Metrics column and the lines "
+        "under the table say so. An infinite or undefined metric stays in the mean.",
+    ),
+    (
+        "Prose PPL",
+        "Perplexity per token of the backbone's own tokenizer on plain English, before adaptation, in "
+        "separate windows whose first token is not counted. It shows what quantization does to the "
+        "pretrained model itself.",
+    ),
+    (
+        "Max inf norm",
+        "The largest absolute value in the output of any decoder layer, over all tokens but padding. The "
+        "output of the final norm is a column of its own, because its learned gain would hide the others.",
+    ),
+    (
+        "Mean kurtosis",
+        "E[(x - mean)^4] / E[(x - mean)^2]^2 over all elements of a layer's output for one sequence, "
+        "averaged over sequences, then over layers. A normal distribution has 3.",
+    ),
+    (
+        "Row mass, first token",
+        "The mean sum of a row of attention probabilities over all layers, heads and queries (1 for "
+        "softmax), and the mean probability of the first token over queries that see more than one key.",
+    ),
+    (
+        "Peak memory",
+        "The largest resident size of the process up to the end of the step, plus that of its largest "
+        "finished child. It never falls from one step to the next within one process.",
+    ),
+    (
+        "inf, nan, -",
+        "An infinite value, an undefined value, and a value that was not measured.",
+    ),
+)

@@ -1,0 +1,228 @@
+"""The figures of a report, in Okabe and Ito's colors; hatches, dashes and markers say the same."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from sparq.report.numbers import precision_label, show_number
+from sparq.report.results import FRAMEWORKS, FULL, Results
+from sparq.report.svg import BLUE, INK, PAPER, inline_svg, style
+from sparq.report.traces import CurvePoint
+
+_COLORS = ("#D55E00", BLUE, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "+++")
+_DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 1)))
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_REPEATED = "repeated in this run"
+
+
+def learning_curves(results: Results) -> Markup | None:
+    """Return training loss and validation accuracy against updates, None without a curve.
+
+    A repeated slice of a stored training is drawn over it as a wide pale line.
+    """
+    curves = {name: curve for name, curve in results.curves.items() if curve.points}
+    if not curves:
+        return None
+    with style():
+        figure = Figure(figsize=(9, 3.3), layout="constrained")
+        panels = dict(zip(("loss", "valid_loss", "valid_accuracy"), figure.subplots(1, 3), strict=True))
+        titles = {
+            "loss": ("Training loss", "nats per token"),
+            "valid_loss": ("Validation loss", "nats per token"),
+            "valid_accuracy": ("Validation accuracy", "next token, %"),
+        }
+        for field, axes in panels.items():
+            axes.set_title(titles[field][0], loc="left")
+            axes.set_ylabel(titles[field][1])
+            axes.set_xlabel("updates")
+            drawn = False
+            for name, curve in curves.items():
+                index = _index(name)
+                look = {"color": _COLORS[index], "linestyle": _DASHES[index], "linewidth": 1.6}
+                drawn |= _line(axes, curve.points, field, label=name, **look)
+                if curve.live is not None:
+                    look = {"color": _COLORS[index], "linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
+                    drawn |= _line(axes, curve.live.points, field, label=_REPEATED, **look)
+            if not drawn:
+                _say_nothing(axes, "not logged")
+        _legend(figure, panels["loss"])
+        return inline_svg(figure, "curves")
+
+
+def outlier_bars(results: Results) -> Markup | None:
+    """Return max inf norm and mean kurtosis at full precision on log scales, None without any."""
+    figures = {r.framework: r.outliers for r in results.ordered_rows() if r.precision == FULL and r.outliers}
+    if not figures:
+        return None
+    with style():
+        figure = Figure(figsize=(9, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        names = list(figures)
+        _bars(left, names, {"": [figures[n].max_inf_norm for n in names]})
+        left.set_title("Max inf norm of layer outputs", loc="left")
+        _bars(right, names, {"": [figures[n].mean_kurtosis for n in names]})
+        right.set_title("Mean kurtosis of layer outputs (normal: 3)", loc="left")
+        return inline_svg(figure, "outliers")
+
+
+def perplexity_bars(results: Results) -> Markup | None:
+    """Return perplexities by precision and framework on log scales, None without any."""
+    titles = {
+        "textlm_ppl": "TextLM PPL",
+        "speechlm_ppl": "SpeechLM PPL",
+        "prose_ppl": "Prose PPL, before adaptation",
+    }
+    present = [name for name in titles if any(getattr(row, name) for row in results.rows)]
+    if not present:
+        return None
+    with style():
+        figure = Figure(figsize=(9, 2.4 * len(present) + 0.3), layout="constrained")
+        panels = figure.subplots(len(present), 1, squeeze=False)[:, 0]
+        for name, axes in zip(present, panels, strict=True):
+            values: dict[str, list[float | None]] = {}
+            for precision in results.precisions:
+                rows = [results.row(framework, precision) for framework in results.frameworks]
+                metrics = [getattr(row, name) if row else None for row in rows]
+                if any(metrics):
+                    values[precision_label(precision)] = [m.value if m else None for m in metrics]
+            _bars(axes, results.frameworks, values)
+            axes.set_title(titles[name], loc="left")
+        _legend(figure, panels[0])
+        return inline_svg(figure, "perplexity")
+
+
+def layer_norms(results: Results) -> Markup | None:
+    """Return max inf norm and kurtosis by layer at full precision, None without per-layer figures."""
+    rows = [r for r in results.ordered_rows() if r.precision == FULL and r.outliers and r.outliers.per_layer]
+    if not rows:
+        return None
+    with style():
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        panels = figure.subplots(1, 2)
+        for axes, field, title in zip(
+            panels, ("max_inf_norm", "kurtosis"), ("Max inf norm by layer", "Kurtosis by layer"), strict=True
+        ):
+            for row in rows:
+                assert row.outliers is not None
+                index = _index(row.framework)
+                layers = [figures.layer for figures in row.outliers.per_layer]
+                values = [getattr(figures, field) for figures in row.outliers.per_layer]
+                values = [value if _is_drawable(value) else math.nan for value in values]
+                axes.plot(
+                    layers,
+                    values,
+                    color=_COLORS[index],
+                    linestyle=_DASHES[index],
+                    marker=_MARKERS[index],
+                    markersize=3.5,
+                    linewidth=1.4,
+                    label=row.framework,
+                )
+            drawn = [y for line in axes.lines for y in line.get_ydata() if math.isfinite(y)]
+            if drawn:
+                _log_scale(axes, low=min(drawn), high=max(drawn))
+            else:
+                _say_nothing(axes, "no finite value")
+            axes.set_title(title, loc="left")
+            axes.set_xlabel("layer")
+            axes.xaxis.get_major_locator().set_params(integer=True)
+        _legend(figure, panels[0])
+        return inline_svg(figure, "layers")
+
+
+def _line(axes: Axes, points: Iterable[CurvePoint], field: str, **look: Any) -> bool:
+    logged = [(p.update, getattr(p, field)) for p in points if getattr(p, field) is not None]
+    finite = [(update, value) for update, value in logged if math.isfinite(value)]
+    if finite:
+        scale = 100 if field == "valid_accuracy" else 1
+        axes.plot([u for u, _ in finite], [scale * v for _, v in finite], **look)
+    return bool(finite)
+
+
+def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None]]) -> None:
+    """Draw grouped bars on a log scale with their numbers; a value without a bar is named in its place."""
+    finite = [v for values in groups.values() for v in values if v is not None and _is_drawable(v)]
+    low, high = (min(finite), max(finite)) if finite else (1.0, 10.0)
+    # Bars of a log scale start at a power of ten, so that two pictures of the same numbers look the same.
+    floor = 10.0 ** math.floor(math.log10(low / 1.5))
+    ceiling, infinite = high * (high / floor) ** 0.3, high * (high / floor) ** 0.14
+    width = 0.84 / len(frameworks)
+    single = list(groups) == [""]
+    for position, framework in enumerate(frameworks):
+        index = _index(framework)
+        for group, values in enumerate(groups.values()):
+            x = position if single else group + (position - (len(frameworks) - 1) / 2) * width
+            value = values[position]
+            # An infinite bar is higher than the highest finite one; a NaN has no bar, only its name.
+            height = infinite if value == math.inf else value if _is_drawable(value) else None
+            if height is not None:
+                axes.bar(
+                    x,
+                    height - floor,
+                    0.6 if single else width * 0.94,
+                    bottom=floor,
+                    color=_COLORS[index],
+                    hatch=_HATCHES[index],
+                    edgecolor=PAPER,
+                    linewidth=0,
+                    label=framework if group == 0 else None,
+                )
+            at = floor if height is None else height
+            axes.annotate(
+                show_number(value),
+                (x, at),
+                (0, 2),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8,
+            )
+    _log_scale(axes, low=floor, high=ceiling)
+    axes.set_ylim(floor, ceiling)
+    axes.grid(visible=False, axis="x")
+    names = frameworks if single else list(groups)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.tick_params(axis="x", length=0)
+
+
+def _log_scale(axes: Axes, *, low: float, high: float) -> None:
+    """Set a log scale with ticks at powers of ten, and between them if the range is under two decades."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 100 else (1,), numticks=8))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}" if 1 <= y < 1e6 else f"{y:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _is_drawable(value: float | None) -> bool:
+    return value is not None and 0 < value < math.inf
+
+
+def _say_nothing(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color=INK)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))
+    if _REPEATED in found:
+        found.pop(_REPEATED)
+        found[_REPEATED] = Line2D([], [], color=INK, linewidth=6, alpha=0.35, solid_capstyle="butt")
+    if found:
+        columns = min(len(found), 5)
+        figure.legend(found.values(), found.keys(), loc="outside upper right", ncols=columns, handlelength=3)
+
+
+def _index(framework: str) -> int:
+    """Return a framework's place in the list of colors; an unknown one hashes to a place after the known."""
+    if framework in FRAMEWORKS:
+        return FRAMEWORKS.index(framework)
+    spare = len(_COLORS) - len(FRAMEWORKS)
+    return len(FRAMEWORKS) + sum(framework.encode()) % spare

@@ -1,0 +1,85 @@
+"""What a run leaves to be drawn: training curves, attention heat maps and hidden-state maps."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from sparq.errors import SparqError
+
+Matrix = tuple[tuple[float, ...], ...]
+"""A two-dimensional array as JSON has it: a list of rows of one length."""
+
+
+def matrix(values: Float[np.ndarray, "rows columns"], *, digits: int = 4) -> Matrix:
+    """Return an array as rows of floats, rounded to `digits` significant digits to keep the file small."""
+    return tuple(tuple(float(f"{value:.{digits}g}") for value in row) for row in values.tolist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """A logged moment of training: losses in nats per token, accuracy of the next token in [0, 1]."""
+
+    update: int
+    tokens: int
+    seconds: float
+    loss: float
+    lr: float
+    valid_accuracy: float | None = None
+    valid_loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveSlice:
+    """A part of a stored training that this run did again.
+
+    Attributes:
+        points: the log of the repeated part.
+        max_abs_difference: largest absolute difference of its losses to the stored ones at the same updates.
+    """
+
+    points: tuple[CurvePoint, ...]
+    max_abs_difference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingCurve:
+    """The training log of one framework; `live` where a stored training was partly repeated."""
+
+    points: tuple[CurvePoint, ...]
+    live: LiveSlice | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMap:
+    """Attention probabilities of one head, rows are queries and columns keys; `labels` name the keys."""
+
+    framework: str
+    layer: int
+    head: int
+    weights: Matrix
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_matrix(f"attention map of {self.framework}", self.weights, columns=len(self.labels))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenMap:
+    """Largest absolute layer output, rows are tokens (named by `labels`) and columns layers."""
+
+    framework: str
+    norms: Matrix
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _check_matrix(f"hidden map of {self.framework}", self.norms, rows=len(self.labels))
+
+
+def _check_matrix(what: str, values: Matrix, *, rows: int | None = None, columns: int | None = None) -> None:
+    widths = {len(row) for row in values}
+    if len(widths) != 1 or widths == {0}:
+        raise SparqError(f"{what} has rows of lengths {sorted(widths)}: one length above 0 is needed")
+    shape = (len(values), widths.pop())
+    if rows not in (None, shape[0]) or columns not in (None, shape[1]):
+        raise SparqError(f"{what} is {shape[0]} x {shape[1]} but has {rows or columns} labels")

@@ -1,0 +1,90 @@
+"""Batches: nothing lost, loss only where the templates say, and the same stream after a resume."""
+
+import itertools
+from dataclasses import dataclass
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from sparq.data import IGNORE, collate, group_by_length, training_batches
+from sparq.data.batching import corrupt_units, epoch_examples
+from sparq.errors import SparqError
+from sparq.tokens import Example, fit_vocabulary
+from sparq.tokens.special import units_to_text
+from sparq.tokens.vocabulary import as_line
+from sparq.types import TASKS
+
+VOCABULARY = fit_vocabulary(
+    [as_line("red lamp"), as_line("green door"), units_to_text([0, 1, 2, 3, 4, 5])] * 3,
+    size=36, num_units=6, units_fingerprint="u", model_type="bpe",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    units: tuple[int, ...]
+
+
+SAID = [Said("red lamp" if i % 3 else "", tuple((i + j) % 6 for j in range(3 + i % 11))) for i in range(40)]
+
+
+@given(lengths=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=60))
+def test_groups_hold_every_example_once_within_the_bound(lengths: list[tuple[int, int]]) -> None:
+    examples = [Example(task="asr", prompt=(1,) * p, target=(2,) * t) for p, t in lengths]
+    groups = group_by_length(examples, batch_tokens=40, random=np.random.default_rng(0))
+    assert sorted(map(id, itertools.chain(*groups))) == sorted(map(id, examples))
+    assert all(max(map(len, g)) * len(g) <= 40 for g in groups)
+
+
+def test_an_example_over_the_bound_is_named() -> None:
+    with pytest.raises(SparqError, match="a tts sequence of 9 tokens does not fit batch_tokens = 8: set it to 9"):
+        group_by_length(
+            [Example(task="tts", prompt=(1,) * 4, target=(1,) * 5)], batch_tokens=8, random=np.random.default_rng(0)
+        )
+
+
+def test_labels_count_after_the_generate_token_only() -> None:
+    batch = collate(
+        [Example(task="asr", prompt=(3, 9), target=(5, 2)), Example(task="asr", prompt=(3,), target=(2,))], pad_id=0
+    )
+    assert batch.input_ids.tolist() == [[3, 9, 5, 2], [3, 2, 0, 0]]
+    assert batch.labels.tolist() == [[IGNORE, IGNORE, 5, 2], [IGNORE, 2, IGNORE, IGNORE]]
+    assert batch.num_targets == 3
+
+
+@settings(max_examples=20, deadline=None)
+@given(skip=st.integers(0, 40))
+def test_a_resumed_stream_continues_the_same(skip: int) -> None:
+    options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0, "unit_noise": 0.2}
+    whole = list(itertools.islice(training_batches(SAID, VOCABULARY, **options), skip + 3))
+    resumed = list(itertools.islice(training_batches(SAID, VOCABULARY, skip=skip, **options), 3))
+    for a, b in zip(whole[skip:], resumed, strict=True):
+        assert torch.equal(a.input_ids, b.input_ids)
+        assert torch.equal(a.labels, b.labels)
+
+
+def test_tasks_follow_their_weights_and_speech_without_text_is_speechlm() -> None:
+    weights = {"asr": 3.0, "tts": 1.0, "speechlm": 0.0, "textlm": 0.0}
+    examples = [
+        e
+        for epoch in range(50)
+        for e in epoch_examples(SAID, VOCABULARY, weights=weights, seed=0, epoch=epoch)
+    ]
+    with_text = sum(bool(s.text) for s in SAID) * 50
+    tasks = [e.task for e in examples]
+    assert tasks.count("speechlm") == len(examples) - with_text
+    assert tasks.count("asr") / with_text == pytest.approx(0.75, abs=0.03)
+    assert tasks.count("textlm") == 0
+
+
+@given(rate=st.floats(0, 1), seed=st.integers(0, 99))
+def test_corrupted_units_stay_in_the_alphabet(rate: float, seed: int) -> None:
+    units = [i % 6 for i in range(50)]
+    out = corrupt_units(units, rate=rate, num_units=6, random=np.random.default_rng(seed))
+    assert len(out) <= 50
+    assert set(out) <= set(range(6))
+    assert rate > 0 or out == units

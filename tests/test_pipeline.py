@@ -1,0 +1,169 @@
+"""The whole job, end to end, in a small world; every recipe of the repository; the trained model in use."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import small_world
+import torch
+
+from sparq.adaptation import load_speechlm
+from sparq.cli.main import main
+from sparq.errors import SparqError
+from sparq.report import read_results
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RECIPES = sorted([*REPOSITORY.glob("recipes/*.yaml"), *REPOSITORY.glob("src/sparq/demo/*.yaml")])
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world")
+    small_world.make_corpus(folder / "corpus")
+    small_world.make_backbone(folder / "backbone")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(world: Path) -> Path:
+    """A finished run of two frameworks."""
+    prose = world / "prose.txt"
+    prose.write_text("The quick brown fox jumps over the lazy dog. " * 150)
+    recipe = small_world.write_recipe(
+        world / "recipe.yaml",
+        world / "corpus" / "manifest.tsv",
+        world / "backbone",
+        frameworks=["vanilla", "max_shift"],
+        **{"evaluate.prose": str(prose)},
+    )
+    assert main(["run", str(recipe), "--out", str(world / "run")]) == 0
+    return world / "run"
+
+
+def test_a_run_gives_every_row_of_the_table(run: Path) -> None:
+    results = read_results(run / "results.json")
+    assert len(results.rows) == 2 * 5
+    for row in results.rows:
+        for metric in (row.textlm_ppl, row.speechlm_ppl, row.asr_wer, row.tts_uer, row.prose_ppl):
+            assert metric is not None
+            assert math.isfinite(metric.value)
+        assert row.outliers is not None
+        assert row.outliers.attention_mass == pytest.approx(1, abs=1e-5) or row.framework == "max_shift"
+    assert set(results.curves) == {"vanilla", "max_shift"}
+    assert [p.update for p in results.curves["vanilla"].points] == [1, 2, 3, 4]
+    assert "TTS audio was not measured" in results.notes[0]
+    page = (run / "report.html").read_text()
+    assert "max_shift" in page
+    assert "data:audio" in page
+
+
+def test_the_same_command_again_does_nothing(run: Path, world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and ".steps" not in p.parts}
+    assert main(["run", str(world / "recipe.yaml"), "--out", str(run)]) == 0
+    assert "train-vanilla: already done" in capsys.readouterr().err
+    after = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and ".steps" not in p.parts}
+    assert {p for p in before if before[p] != after[p]} <= {run / "recipe.yaml"}
+
+
+@pytest.mark.parametrize("precision", ["full", "w4a4-smoothquant"])
+def test_transcribe_and_continue(run: Path, world: Path, precision: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(run / "models" / "vanilla")
+    wav = str(world / "corpus" / "0.wav")
+    assert main(["transcribe", wav, wav, "--model", model, "--precision", precision]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0] == lines[1]
+    assert lines[0].startswith(wav + "\t")
+    assert main(["continue", "--text", "red lamp", "--model", model, "--precision", precision, "--max-new", "5"]) == 0
+    assert capsys.readouterr().out.startswith("red lamp")
+    assert main(["continue", "--audio", wav, "--model", model, "--precision", precision, "--max-new", "5"]) == 0
+    assert all(0 <= int(unit) < 8 for unit in capsys.readouterr().out.split())
+
+
+def test_parts_that_do_not_belong_together_are_refused(run: Path, world: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(run / "models" / "vanilla", model)
+    description = json.loads((model / "speechlm.json").read_text())
+
+    def changed(**changes: object) -> Path:
+        (model / "speechlm.json").write_text(json.dumps({**description, **changes}))
+        return model
+
+    with pytest.raises(SparqError, match="was made for units"):
+        load_speechlm(changed(units_fingerprint="0" * 16))
+    with pytest.raises(SparqError, match="trained with vocabulary 0000"):
+        load_speechlm(changed(vocabulary_fingerprint="0" * 16))
+    with pytest.raises(SparqError, match="was trained on weights 0000.*holds"):
+        load_speechlm(changed(backbone_checksum="0" * 64))
+    with pytest.raises(SparqError, match="is not a SpeechLM description of format 1"):
+        load_speechlm(changed(format=9))
+    changed()
+    (model / "vocabulary.safetensors").write_bytes((model / "vocabulary.safetensors").read_bytes()[:99])
+    with pytest.raises(SparqError, match="not a whole safetensors file"):
+        load_speechlm(model)
+    with pytest.raises(SparqError, match="is not a SpeechLM folder"):
+        load_speechlm(world)
+
+
+def test_another_kmeans_is_refused_when_transcribing(run: Path, world: Path, tmp_path: Path) -> None:
+    from sparq.recipes.apply import transcribe
+    from sparq.units import KMeans
+
+    model = tmp_path / "model"
+    shutil.copytree(run / "models" / "vanilla", model)
+    kmeans = KMeans.load(model / "kmeans.safetensors")
+    KMeans(centroids=kmeans.centroids + 1, metadata=kmeans.metadata).save(model / "kmeans.safetensors")
+    with pytest.raises(SparqError, match="but the model was trained on units"):
+        transcribe(model=model, files=[world / "corpus" / "0.wav"])
+
+
+def test_merged_adapters_equal_the_trained_model(run: Path, world: Path) -> None:
+    """What is stored, merged into a fresh float32 backbone, computes what the adapted model computed."""
+    from peft import PeftModel
+
+    from sparq.adaptation.lora import quiet_peft
+    from sparq.models import load_backbone
+    from sparq.models.speechlm import replace_vocabulary
+
+    speechlm = load_speechlm(run / "models" / "max_shift")
+    base = load_backbone(str(world / "backbone"), attention="max_shift").model
+    replace_vocabulary(base, speechlm.vocabulary, speechlm.model.get_input_embeddings().weight.detach())
+    with quiet_peft():
+        adapted = PeftModel.from_pretrained(base, run / "models" / "max_shift" / "adapter")
+    ids = torch.randint(3, 60, (2, 9))
+    with torch.no_grad():
+        torch.testing.assert_close(speechlm.model(ids).logits, adapted.eval()(ids).logits, atol=1e-5, rtol=1e-5)
+    assert speechlm.model.get_input_embeddings().weight is speechlm.model.get_output_embeddings().weight
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_every_recipe_runs_at_a_tiny_size(
+    recipe: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("SPARQ_HUMAN_DATA", "SPARQ_CORPUS", "SPARQ_DEMO_CORPUS"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    overrides = small_world.tiny_overrides(
+        world / "corpus" / "manifest.tsv", world / "backbone", frameworks=["softmax1"],
+        **{"quantize.schemes": ["w4a4-smoothquant"], "vocab.extra_text": []},
+    )  # fmt: skip
+    arguments = [argument for override in overrides for argument in ("--set", override)]
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run"), *arguments]) == 0
+    assert len(read_results(tmp_path / "run" / "results.json").rows) == 2
+
+
+@pytest.mark.parametrize("family", ["opt", "opt-post-norm"])
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_opt_families_and_both_methods(world: Path, tmp_path: Path, family: str, method: str) -> None:
+    backbone = small_world.make_backbone(tmp_path / "backbone", family)
+    recipe = small_world.write_recipe(
+        tmp_path / "recipe.yaml", world / "corpus" / "manifest.tsv", backbone, frameworks=["softmax1"],
+        **{"train.method": method, "train.dtype": "float32", "quantize.schemes": ["w8a8-smoothquant"]},
+    )  # fmt: skip
+    assert main(["run", str(recipe), "--out", str(tmp_path / "run")]) == 0
+    results = read_results(tmp_path / "run" / "results.json")
+    full, quantized = results.rows
+    assert full.textlm_ppl is not None
+    assert quantized.textlm_ppl is not None
+    assert quantized.textlm_ppl.value == pytest.approx(full.textlm_ppl.value, rel=0.05)
