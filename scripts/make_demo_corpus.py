@@ -4,9 +4,9 @@
     apt-get install flite
     python scripts/make_demo_corpus.py src/sparq/demo/corpus.zip
 
-The sentences come from the templates below. Voices are Flite's kal16, awb and slt, each also with pitch and formants moved
-(synthesized slower or faster, then resampled back to the same length); rms is heard in the test only. No sentence of valid or
-test is in train. Flite's voices are under its BSD-like license; the sentences are part of this project.
+The sentences come from the templates below. Voices are Flite's kal16, awb and slt, each also with pitch and formants
+moved (synthesized slower or faster, then resampled back to the same length); rms is heard in the test only. No sentence
+of valid or test is in train. Flite's voices are under its BSD-like license; the sentences are part of this project.
 """
 
 import argparse
@@ -115,7 +115,17 @@ def trim(samples: np.ndarray, *, keep: float = 0.06) -> np.ndarray:
 def speak(line: Line, folder: Path) -> tuple[bytes, float]:
     """Return Ogg Opus bytes and the seconds."""
     wav = folder / f"{line.id}.wav"
-    command = ["flite", "-voice", line.voice, "--setf", f"duration_stretch={line.warp}", "-t", line.text, "-o", str(wav)]
+    command = [
+        "flite",
+        "-voice",
+        line.voice,
+        "--setf",
+        f"duration_stretch={line.warp}",
+        "-t",
+        line.text,
+        "-o",
+        str(wav),
+    ]
     subprocess.run(command, check=True, timeout=60)
     samples, rate = soundfile.read(wav, dtype="float32")
     wav.unlink()

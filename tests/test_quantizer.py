@@ -242,9 +242,7 @@ def test_nan_activations_stay_visible() -> None:
 
 
 def test_casting_and_copying_keep_float32_scales_and_drop_the_cached_weights() -> None:
-    layer = QuantizedLinear.round_to_nearest(
-        nn.Linear(32, 8), scheme(), factor=torch.rand(32) + 0.5, divide_input=True
-    )
+    layer = QuantizedLinear.round_to_nearest(nn.Linear(32, 8), scheme(), factor=torch.rand(32) + 0.5, divide_input=True)
     before = layer(torch.ones(1, 32))
     cast = copy.deepcopy(layer).to(torch.bfloat16)
     assert cast.weight_scale is not None
@@ -252,9 +250,7 @@ def test_casting_and_copying_keep_float32_scales_and_drop_the_cached_weights() -
     assert (cast.weight_scale.dtype, cast.input_scale.dtype) == (torch.float32, torch.float32)
     assert cast(torch.ones(1, 32).bfloat16()).dtype == torch.bfloat16
     assert set(layer.state_dict()) == {"weight", "weight_scale", "bias", "input_scale"}
-    other = QuantizedLinear.round_to_nearest(
-        nn.Linear(32, 8), scheme(), factor=torch.ones(32), divide_input=True
-    )
+    other = QuantizedLinear.round_to_nearest(nn.Linear(32, 8), scheme(), factor=torch.ones(32), divide_input=True)
     layer.load_state_dict(other.state_dict())
     assert torch.equal(layer(torch.ones(1, 32)), other(torch.ones(1, 32)))
     assert not torch.equal(layer(torch.ones(1, 32)), before)
@@ -265,9 +261,7 @@ def test_largest_integer() -> None:
 
 
 def test_scheme_names_and_round_trip() -> None:
-    chosen = scheme(
-        method="smoothquant", weight_bits=4, activation_bits=4, group_size=64, smoothing_alpha=0.7
-    )
+    chosen = scheme(method="smoothquant", weight_bits=4, activation_bits=4, group_size=64, smoothing_alpha=0.7)
     assert chosen.name == "w4a4-smoothquant"
     assert QuantizationScheme.from_dict(chosen.to_dict()) == chosen
 

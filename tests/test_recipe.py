@@ -27,9 +27,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_relative_paths_start_at_the_recipe(
-    file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_relative_paths_start_at_the_recipe(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     overrides = [
         "vocab.extra_text=[../extra.txt]",
         "evaluate.prose=/abs/prose.txt",

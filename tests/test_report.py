@@ -347,10 +347,7 @@ def test_the_summary_names_whoever_loses_least(vanilla, softmax1, best):
     rows += [_four("vanilla", "w4a4-rtn", vanilla), _four("softmax1", "w4a4-rtn", softmax1)]
     rows += [_four("vanilla", "w8a8-rtn", 10), _four("softmax1", "w8a8-rtn", 99)]
     sentences = "\n".join(summarize(_bare(tuple(rows))))
-    assert (
-        f"At W4A4 RTN, {best} loses least against its own full precision: +50.00 % on average over 4/4"
-        in sentences
-    )
+    assert f"At W4A4 RTN, {best} loses least against its own full precision: +50.00 % on average over 4/4" in sentences
     assert "against +300.0 %" in sentences
     assert f"{best} recognizes speech best: 15.00 % WER" in sentences
     assert "W8A8" not in sentences

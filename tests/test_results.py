@@ -69,9 +69,7 @@ def rate(value: float, length: int = 100) -> ErrorRate:
     return ErrorRate(value=value, errors=12, length=length, utterances=10, split="test")
 
 
-def make_row(
-    framework: str, precision: str, values: tuple[float, float, float, float], **changes: object
-) -> Row:
+def make_row(framework: str, precision: str, values: tuple[float, float, float, float], **changes: object) -> Row:
     textlm, speechlm, asr, tts = values
     metrics = {
         "textlm_ppl": ppl(textlm),
@@ -153,9 +151,7 @@ def test_a_broken_model_cannot_look_better_by_being_left_out():
 
 def test_metrics_counted_over_other_data_are_left_out():
     base = make_row("vanilla", "full", (10, 10, 10, 10))
-    row = make_row(
-        "vanilla", "w4a4-rtn", (20, 20, 20, 20), textlm_ppl=ppl(99, tokens=7), asr_wer=rate(99, length=7)
-    )
+    row = make_row("vanilla", "w4a4-rtn", (20, 20, 20, 20), textlm_ppl=ppl(99, tokens=7), asr_wer=rate(99, length=7))
     drop = row_drop(row, base)
     assert drop.percent == 100
     assert drop.fraction_used == "2/4"
@@ -300,9 +296,7 @@ def test_provenance_of_here():
 def test_the_commit_is_that_of_the_file_and_of_no_other_repository(tmp_path: Path):
     def git(*arguments: str) -> str:
         identity = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
-        done = subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        )
+        done = subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
     code, copy = tmp_path / "code.py", tmp_path / "venv" / "code.py"

@@ -83,9 +83,7 @@ pathlib.Path.replace = replace
 
 
 @pytest.mark.parametrize("override", ["units.k=100", "units.k=200"])
-def test_the_same_overwriting_command_goes_on(
-    file: Path, recipe: Recipe, run: RunFolder, override: str
-) -> None:
+def test_the_same_overwriting_command_goes_on(file: Path, recipe: Recipe, run: RunFolder, override: str) -> None:
     """Resuming with `--overwrite` in the command must not throw the new work away once more."""
     run_steps(recipe, run, STEPS)
     command = child("run", file, "--out", run.path, "--set", override, "--overwrite", "units")

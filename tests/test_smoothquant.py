@@ -53,21 +53,15 @@ def test_smoothing_leaves_the_float_model_unchanged(
     name: str, alpha: float, ids: Tensor, request: pytest.FixtureRequest
 ) -> None:
     model = with_outliers(request.getfixturevalue(name))
-    smoothed = quantize(
-        model, [ids], method="smoothquant", weight_bits=16, activation_bits=16, smoothing_alpha=alpha
-    )
+    smoothed = quantize(model, [ids], method="smoothquant", weight_bits=16, activation_bits=16, smoothing_alpha=alpha)
     assert relative(logits(smoothed, ids), logits(model, ids)) <= 1e-5
     weights = dict(named_linears(smoothed))
     changed = [n for n, layer in named_linears(model) if not torch.equal(layer.weight, weights[n].weight)]
-    assert len(changed) == sum(len(names) for _, names in smoothed_groups(model)), (
-        "it must have smoothed something"
-    )
+    assert len(changed) == sum(len(names) for _, names in smoothed_groups(model)), "it must have smoothed something"
 
 
 @pytest.mark.parametrize("name", PRE_NORM)
-def test_folding_alone_leaves_nothing_to_do_at_run_time(
-    name: str, ids: Tensor, request: pytest.FixtureRequest
-) -> None:
+def test_folding_alone_leaves_nothing_to_do_at_run_time(name: str, ids: Tensor, request: pytest.FixtureRequest) -> None:
     model = with_outliers(request.getfixturevalue(name))
     before = logits(model, ids)
     absmax = input_absmax(model, [ids], [names[0] for _, names in smoothed_groups(model)])
@@ -90,9 +84,7 @@ def test_a_norm_without_weights_is_smoothed_at_run_time(tiny_opt: OPTForCausalLM
     assert relative(logits(smoothed, ids), logits(model, ids)) <= 1e-5
 
 
-def test_post_norm_keeps_its_norms_and_divides_at_run_time(
-    tiny_opt_post_norm: OPTForCausalLM, ids: Tensor
-) -> None:
+def test_post_norm_keeps_its_norms_and_divides_at_run_time(tiny_opt_post_norm: OPTForCausalLM, ids: Tensor) -> None:
     model = with_outliers(tiny_opt_post_norm)
     smoothed = quantize(model, [ids], method="smoothquant", weight_bits=8, activation_bits=8)
     scaled = {name for name, layer in named_linears(smoothed) if layer.input_scale is not None}
@@ -148,9 +140,7 @@ def test_factors_have_the_authors_floors() -> None:
     assert factors.tolist() == pytest.approx([1e-5, 2 / 1e-5**0.5, 1e-5], rel=1e-5)
 
 
-def test_smoothquant_beats_rounding_where_channels_have_outliers(
-    tiny_opt: OPTForCausalLM, ids: Tensor
-) -> None:
+def test_smoothquant_beats_rounding_where_channels_have_outliers(tiny_opt: OPTForCausalLM, ids: Tensor) -> None:
     model = with_outliers(tiny_opt)
     for name, layer in named_linears(model):  # pretrained models: small weights on large channels
         if name.endswith(("q_proj", "k_proj", "v_proj", "fc1")):
@@ -160,9 +150,7 @@ def test_smoothquant_beats_rounding_where_channels_have_outliers(
     for bits in (8, 4):
         settings = {"weight_bits": bits, "activation_bits": bits}
         rounded = relative(logits(quantize(model, method="rtn", **settings), test), reference)
-        smoothed = relative(
-            logits(quantize(model, [calibration], method="smoothquant", **settings), test), reference
-        )
+        smoothed = relative(logits(quantize(model, [calibration], method="smoothquant", **settings), test), reference)
         assert smoothed < rounded / 2, (bits, smoothed, rounded)
 
 
@@ -240,9 +228,7 @@ BAD_BATCHES = [
 
 
 @pytest.mark.parametrize(("batches", "message"), BAD_BATCHES)
-def test_bad_calibration_data_is_one_line(
-    tiny_llama: LlamaForCausalLM, batches: object, message: str
-) -> None:
+def test_bad_calibration_data_is_one_line(tiny_llama: LlamaForCausalLM, batches: object, message: str) -> None:
     with pytest.raises(SparqError, match=message) as caught:
         quantize(tiny_llama, batches, method="smoothquant", weight_bits=8, activation_bits=8)
     assert "\n" not in str(caught.value)
@@ -252,7 +238,5 @@ def test_a_broken_model_is_reported(tiny_llama: LlamaForCausalLM, ids: Tensor) -
     tiny_llama.model.norm.weight.data.fill_(1)
     tiny_llama.model.embed_tokens.weight.data[5] = float("inf")
     ids[0, 0] = 5
-    with pytest.raises(
-        SparqError, match=r"inputs of model\.layers\.0\.self_attn\.q_proj are NaN or infinite"
-    ):
+    with pytest.raises(SparqError, match=r"inputs of model\.layers\.0\.self_attn\.q_proj are NaN or infinite"):
         quantize(tiny_llama, [ids], method="smoothquant", weight_bits=8, activation_bits=8)

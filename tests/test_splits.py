@@ -53,9 +53,7 @@ def _assign(utterances: list[Utterance], rule: HeldOut) -> list[Utterance] | Non
 
 @given(_COUNTS, _RULES, st.randoms(use_true_random=False))
 @settings(deadline=None)
-def test_row_order_does_not_matter(
-    counts: list[int], settings: dict[str, Any], random_: random.Random
-) -> None:
+def test_row_order_does_not_matter(counts: list[int], settings: dict[str, Any], random_: random.Random) -> None:
     rule = HeldOut(**settings)
     utterances = _utterances(counts)
     shuffled = random_.sample(utterances, len(utterances))
@@ -109,10 +107,7 @@ def test_exact_fractions_are_not_rounded_up() -> None:
 
 def test_seeds_differ() -> None:
     utterances = _utterances([1] * 40)
-    choices = {
-        tuple(_splits(assign_splits(utterances, HeldOut(test_fraction=0.2, seed=s))).values())
-        for s in range(5)
-    }
+    choices = {tuple(_splits(assign_splits(utterances, HeldOut(test_fraction=0.2, seed=s))).values()) for s in range(5)}
     assert len(choices) == 5
 
 
@@ -129,9 +124,7 @@ def test_everything_can_be_tested_on() -> None:
 
 
 def test_given_splits_stay() -> None:
-    utterances = [
-        dataclasses.replace(u, split=s) for u, s in zip(_utterances([2]), ["valid", "test-x"], strict=True)
-    ]
+    utterances = [dataclasses.replace(u, split=s) for u, s in zip(_utterances([2]), ["valid", "test-x"], strict=True)]
     assert assign_splits(utterances, HeldOut(test_fraction=0.5)) == utterances
 
 

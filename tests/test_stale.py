@@ -30,24 +30,18 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / "run")
 
 
-def test_a_changed_setting_is_named_and_nothing_is_touched(
-    file: Path, recipe: Recipe, run: RunFolder
-) -> None:
+def test_a_changed_setting_is_named_and_nothing_is_touched(file: Path, recipe: Recipe, run: RunFolder) -> None:
     run_steps(recipe, run, STEPS)
     before = contents(run), run.recipe.read_text()
     changed = load_recipe(file, ["units.k=100"])
     for selection in ({}, {"only": "units"}, {"only": "prepare"}, {"until": "vocab"}):
         with pytest.raises(SparqError) as caught:
             run_steps(changed, run, STEPS, **selection)
-        assert str(caught.value) == (
-            f"{run.path}: units.k was 200, is 100: use another --out or --overwrite units"
-        )
+        assert str(caught.value) == (f"{run.path}: units.k was 200, is 100: use another --out or --overwrite units")
     assert (contents(run), run.recipe.read_text()) == before
 
 
-def test_overwriting_redoes_the_step_and_those_that_need_it(
-    file: Path, recipe: Recipe, run: RunFolder
-) -> None:
+def test_overwriting_redoes_the_step_and_those_that_need_it(file: Path, recipe: Recipe, run: RunFolder) -> None:
     run_steps(recipe, run, STEPS)
     before = contents(run)
     (run.units / "stray.txt").write_text("of an older version")
@@ -74,9 +68,7 @@ def test_settings_inside_lists_are_named(file: Path, recipe: Recipe, run: RunFol
     run_steps(recipe, run, STEPS)
     with pytest.raises(SparqError, match=r"prepare.sources.0.corpus was 'fake', is 'real': use another"):
         run_steps(load_recipe(file, ["prepare.sources.0.corpus=real"]), run, STEPS)
-    with pytest.raises(
-        SparqError, match=r": frameworks was \['vanilla', 'softmax1'\], is \['vanilla'\]: use .*report"
-    ):
+    with pytest.raises(SparqError, match=r": frameworks was \['vanilla', 'softmax1'\], is \['vanilla'\]: use .*report"):
         run_steps(load_recipe(file, ["frameworks=[vanilla]"]), run, STEPS)
 
 
@@ -90,9 +82,7 @@ def test_a_new_framework_leaves_the_others_alone(file: Path, recipe: Recipe, run
     assert json.loads(run.results.read_text()).keys() == {"vanilla", "softmax1", "max_shift"}
 
 
-def test_one_framework_can_be_redone(
-    recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_framework_can_be_redone(recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     run_steps(recipe, run, STEPS)
     capsys.readouterr()
     run_steps(recipe, run, STEPS, overwrite=["train-softmax1"])
@@ -138,9 +128,7 @@ def test_a_begun_step_of_other_settings_is_not_mixed(file: Path, recipe: Recipe,
     assert (run.units / "train" / "00000.txt").read_text() == "0 100 0"
 
 
-def test_a_step_that_failed_with_nothing_written_may_change(
-    file: Path, recipe: Recipe, run: RunFolder
-) -> None:
+def test_a_step_that_failed_with_nothing_written_may_change(file: Path, recipe: Recipe, run: RunFolder) -> None:
     def fail(recipe: Recipe, folder: RunFolder) -> list[Path]:
         folder.units.mkdir()
         raise SparqError("a bad recording")
@@ -156,17 +144,13 @@ def test_files_that_no_step_made(recipe: Recipe, run: RunFolder) -> None:
     run_steps(recipe, run, STEPS, until="prepare")
     run.vocab.mkdir()
     (run.vocab / "joint.model").write_text("of a friend")
-    with pytest.raises(
-        SparqError, match=r": vocab is there, but no vocab step of this run made it: .*vocab$"
-    ):
+    with pytest.raises(SparqError, match=r": vocab is there, but no vocab step of this run made it: .*vocab$"):
         run_steps(recipe, run, STEPS)
     run_steps(recipe, run, STEPS, overwrite=["vocab"])
     assert states(run) == DONE
 
 
-def test_missing_and_changed_outputs(
-    recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_missing_and_changed_outputs(recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     run_steps(recipe, run, STEPS)
     shard = run.units / "train" / "00003.txt"
     before = contents(run)
@@ -182,9 +166,7 @@ def test_missing_and_changed_outputs(
         run_steps(recipe, run, STEPS)
 
 
-def test_a_copied_folder_stays_done(
-    recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_copied_folder_stays_done(recipe: Recipe, run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     run_steps(recipe, run, STEPS)
     copy = RunFolder(run.path.parent / "copy")
     shutil.copytree(run.path, copy.path, copy_function=shutil.copyfile)
@@ -226,9 +208,7 @@ def test_keys_depend_on_everything_before(file: Path, recipe: Recipe) -> None:
 
 def test_framework_steps_need_their_own_framework(recipe: Recipe) -> None:
     train = next(step for step in STEPS if isinstance(step, FrameworkStep))
-    quantize = dataclasses.replace(
-        train, name="quantize", needs=("units", "train"), owns=("quantized/{framework}",)
-    )
+    quantize = dataclasses.replace(train, name="quantize", needs=("units", "train"), owns=("quantized/{framework}",))
     jobs = {job.name: job for job in plan(recipe, [*STEPS[:-1], quantize, STEPS[-1]])}
     assert jobs["quantize-softmax1"].needs == ("units", "train-softmax1")
     assert jobs["quantize-softmax1"].owns == ("quantized/softmax1",)

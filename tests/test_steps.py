@@ -75,9 +75,7 @@ def test_peak_memory_is_of_the_step_alone(recipe: Recipe, run: RunFolder) -> Non
         for name, work in (("before", fake_small), ("big", big), ("after", fake_small))
     ]
     run_steps(recipe, run, steps)
-    peak = {
-        name: stamp.peak_memory_bytes for name in ("before", "big", "after") if (stamp := run.stamp(name))
-    }
+    peak = {name: stamp.peak_memory_bytes for name in ("before", "big", "after") if (stamp := run.stamp(name))}
     assert peak["big"] is not None
     assert peak["after"] is not None
     assert peak["before"] is not None
@@ -93,8 +91,7 @@ def test_only_one_step(recipe: Recipe, run: RunFolder) -> None:
     with pytest.raises(SparqError) as caught:
         run_steps(recipe, run, STEPS, only="units")
     assert str(caught.value) == (
-        f"units needs prepare, which is not done in {run.path}: run `sparq prepare` first, "
-        "or `sparq run` for all steps"
+        f"units needs prepare, which is not done in {run.path}: run `sparq prepare` first, or `sparq run` for all steps"
     )
     run_steps(recipe, run, STEPS, only="prepare")
     run_steps(recipe, run, STEPS, only="units")

@@ -23,10 +23,9 @@ def stream(skip: int = 0) -> Iterator[Batch]:
     for number in itertools.count(skip):
         generator = torch.Generator().manual_seed(number)
         draw = torch.randint(5, 96, (4, 12), generator=generator)
-        yield collate(
-            [Example(task="asr", prompt=tuple(r[: 3 + i].tolist()), target=tuple(r[3 + i :].tolist())) for i, r in enumerate(draw)],
-            pad_id=0,
-        )  # fmt: skip
+        rows = [tuple(row.tolist()) for row in draw]
+        examples = [Example(task="asr", prompt=r[: 3 + i], target=r[3 + i :]) for i, r in enumerate(rows)]
+        yield collate(examples, pad_id=0)
 
 
 SETTINGS = TrainingSettings(
@@ -155,7 +154,9 @@ def test_label_smoothing_equals_torch() -> None:
 def test_bfloat16_models_learn_in_float32(tmp_path: Path) -> None:
     """Steps far below bfloat16's resolution add up in the master weights."""
     model = fresh(torch.bfloat16)
-    training = run(model, tmp_path, dataclasses.replace(SETTINGS, learning_rate=1e-5, warmup_updates=0, weight_decay=0.0))
+    training = run(
+        model, tmp_path, dataclasses.replace(SETTINGS, learning_rate=1e-5, warmup_updates=0, weight_decay=0.0)
+    )
     before = {n: m.detach().clone() for n, m in training.optimizer.masters.items()}
     training._update()
     moved = [bool((training.optimizer.masters[n] != b).any()) for n, b in before.items() if "embed" in n]

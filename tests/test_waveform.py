@@ -63,9 +63,7 @@ def test_other_rates_are_resampled_as_in_one_go(tmp_path: Path, rate: int) -> No
     np.testing.assert_array_equal(waveform, soxr.resample(samples, rate, 16_000, quality="HQ"))
 
 
-@given(
-    rate=st.sampled_from([8_000, 12_000, 44_100]), frequency=st.floats(100, 3_000), channels=st.integers(1, 2)
-)
+@given(rate=st.sampled_from([8_000, 12_000, 44_100]), frequency=st.floats(100, 3_000), channels=st.integers(1, 2))
 @settings(max_examples=15, deadline=None)
 def test_a_tone_keeps_its_frequency_and_level(
     tmp_path_factory: pytest.TempPathFactory, rate: int, frequency: float, channels: int

@@ -106,9 +106,7 @@ def apply_overrides(mapping: Mapping[str, Any], overrides: Iterable[str]) -> dic
         path, separator, text = override.partition("=")
         keys = path.strip().split(".")
         if not separator or not all(keys):
-            raise SparqError(
-                f"setting {override!r} is not of the form key=value, for example train.updates=10"
-            )
+            raise SparqError(f"setting {override!r} is not of the form key=value, for example train.updates=10")
         value = _parse(text, f"setting {override!r}")
         place: Any = result
         for depth, key in enumerate(keys):
@@ -213,17 +211,14 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _convert_tuple(kind: Any, kinds: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
     if not isinstance(value, list | tuple):
-        hint = (
-            f"; write [{value}]" if isinstance(value, str) and value.isprintable() and len(value) < 60 else ""
-        )
+        hint = f"; write [{value}]" if isinstance(value, str) and value.isprintable() and len(value) < 60 else ""
         raise SparqError(f"{where} is {_show(value)}: expected {_describe(kind)}{hint}")
     if kinds[-1] is Ellipsis:
         kinds = (kinds[0],) * len(value)
     if len(kinds) != len(value):
         raise SparqError(f"{where} has {len(value)} entries: expected {len(kinds)}")
     return tuple(
-        _convert(inner, item, f"{where}[{i}]")
-        for i, (inner, item) in enumerate(zip(kinds, value, strict=True))
+        _convert(inner, item, f"{where}[{i}]") for i, (inner, item) in enumerate(zip(kinds, value, strict=True))
     )
 
 

@@ -39,7 +39,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.replace(path)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise SparqError(f"no space left on the disk for {path}: free some and run the same command again") from error
+            raise SparqError(
+                f"no space left on the disk for {path}: free some and run the same command again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise SparqError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
         raise
@@ -73,6 +75,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Read a UTF-8 text file.
+
+    Raises:
+        SparqError: the file is missing or is not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise SparqError(f"no such file: {path}") from error
+    except UnicodeDecodeError as error:
+        raise SparqError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -80,10 +96,8 @@ def read_json(path: Path) -> Any:
         SparqError: the file is missing or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise SparqError(f"no such file: {path}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
         raise SparqError(f"{path} is not a JSON file: {error}") from error
 
 

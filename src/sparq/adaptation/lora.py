@@ -43,12 +43,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
     available = sorted({name.rpartition(".")[2] for name in family.linears})
     if missing := [target for target in targets if target not in available]:
         raise SparqError(f"LoRA target {missing[0]!r} matches no layer of {family.model_type}; it has {available}")
-    for name, module in named_linears(model):
-        if name.rpartition(".")[2] in targets and settings.rank > min(module.weight.shape):
-            raise SparqError(
-                f"LoRA rank {settings.rank} exceeds layer {name} of shape {tuple(module.weight.shape)}:"
-                f" at most {min(module.weight.shape)}"
-            )
+    for name, linear in named_linears(model):
+        shape = tuple(linear.get_parameter("weight").shape)
+        if name.rpartition(".")[2] in targets and settings.rank > min(shape):
+            raise SparqError(f"LoRA rank {settings.rank} exceeds layer {name} of shape {shape}: at most {min(shape)}")
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,

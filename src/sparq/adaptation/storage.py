@@ -182,7 +182,7 @@ def load_speechlm(folder: Path, *, dtype: torch.dtype = torch.float32) -> Speech
 
 def _embedding_name(model: PreTrainedModel) -> str:
     weight = model.get_input_embeddings().weight
-    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+    return next(str(name) for name, parameter in model.named_parameters() if parameter is weight)
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:

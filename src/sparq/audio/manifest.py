@@ -100,15 +100,13 @@ def scan_manifest(path: str | Path) -> list[Utterance | Fault]:
         fields = line.split("\t")
         if len(fields) != len(columns):
             raise SparqError(
-                f"{where} has {len(fields)} fields, the header has {len(columns)}:"
-                " separate fields by single tabs"
+                f"{where} has {len(fields)} fields, the header has {len(columns)}: separate fields by single tabs"
             )
         row = dict(zip(columns, fields, strict=True))
         check_name(row["id"], f"{where}: id")
         if row["id"] in first_line:
             raise SparqError(
-                f"{path}: duplicate id {row['id']!r} in lines {first_line[row['id']]} and {number}:"
-                " ids must be unique"
+                f"{path}: duplicate id {row['id']!r} in lines {first_line[row['id']]} and {number}: ids must be unique"
             )
         first_line[row["id"]] = number
         if not row["path"]:
@@ -188,9 +186,7 @@ def _read_lines(path: Path) -> list[str]:
             f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}; save it as UTF-8 text"
         ) from error
     except OSError as error:
-        raise SparqError(
-            f"cannot read manifest {path}: {error.strerror}; name a tab separated file"
-        ) from error
+        raise SparqError(f"cannot read manifest {path}: {error.strerror}; name a tab separated file") from error
     lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
     if len(lines) < 2:
         raise SparqError(f"{path} has no rows: after the header line, write a line for each utterance")
@@ -210,9 +206,7 @@ def _check_header(path: Path, columns: list[str]) -> list[str]:
             raise SparqError(f"{path}: column {column!r} occurs {columns.count(column)} times: keep one")
     for column in REQUIRED_COLUMNS:
         if column not in columns:
-            raise SparqError(
-                f"{path}: no column {column!r}: columns {', '.join(REQUIRED_COLUMNS)} are required"
-            )
+            raise SparqError(f"{path}: no column {column!r}: columns {', '.join(REQUIRED_COLUMNS)} are required")
     return columns
 
 

@@ -45,9 +45,7 @@ class HeldOut:
             )
         check_split(self.test_split, "test_split")
         if not self.test_split.startswith("test"):
-            raise SparqError(
-                f"test_split {self.test_split!r} must start with 'test', e.g. 'test-unseen-voice'"
-            )
+            raise SparqError(f"test_split {self.test_split!r} must start with 'test', e.g. 'test-unseen-voice'")
 
 
 def assign_splits(utterances: Sequence[Utterance], rule: HeldOut) -> list[Utterance]:
@@ -66,9 +64,7 @@ def assign_splits(utterances: Sequence[Utterance], rule: HeldOut) -> list[Uttera
         return list(utterances)
     if with_split:
         without = next(u for u in utterances if not u.split)
-        raise SparqError(
-            f"utterance {without.id!r} has no split, but {with_split} others have one: fill all or none"
-        )
+        raise SparqError(f"utterance {without.id!r} has no split, but {with_split} others have one: fill all or none")
     test = _choose_test(utterances, rule)
     rest = [u.id for u in utterances if u.id not in test]
     num_valid = min(_at_least(rule.valid_fraction, len(utterances)), len(rest))
@@ -89,9 +85,7 @@ def _choose_test(utterances: Sequence[Utterance], rule: HeldOut) -> set[str]:
     if rule.test_speakers:
         for speaker in rule.test_speakers:
             if speaker not in counts:
-                raise SparqError(
-                    f"no utterance of test speaker {speaker!r}: {near_matches(speaker, sorted(counts))}"
-                )
+                raise SparqError(f"no utterance of test speaker {speaker!r}: {near_matches(speaker, sorted(counts))}")
         return {u.id for u in utterances if u.speaker in rule.test_speakers}
     wanted = _at_least(rule.test_fraction, len(utterances))
     if not wanted:

@@ -107,9 +107,7 @@ def summarize(accepted: Sequence[Utterance], rejected: Sequence[Fault]) -> Prepa
         parts=parts,
         durations=durations,
         text_characters=dict(sorted(characters.items())),
-        rejected=tuple(
-            Rejected(id=fault.id, path=str(fault.path), reason=fault.reason) for fault in rejected
-        ),
+        rejected=tuple(Rejected(id=fault.id, path=str(fault.path), reason=fault.reason) for fault in rejected),
     )
 
 

@@ -62,9 +62,7 @@ def probe(path: str | Path) -> AudioInfo:
         SparqError: missing, a folder, empty, not audio, or visibly truncated.
     """
     with _open(Path(path)) as file:
-        return AudioInfo(
-            seconds=file.frames / file.samplerate, sample_rate=file.samplerate, channels=file.channels
-        )
+        return AudioInfo(seconds=file.frames / file.samplerate, sample_rate=file.samplerate, channels=file.channels)
 
 
 def read_waveform(path: str | Path, *, max_seconds: Seconds = MAX_SECONDS) -> Float32[np.ndarray, "samples"]:
@@ -105,9 +103,7 @@ def _open(path: Path) -> "soundfile.SoundFile":
         with path.open("rb") as raw:
             head = raw.read(1024)
     except OSError as error:
-        raise SparqError(
-            f"cannot read {path}: {error.strerror}; check its permissions and the disk"
-        ) from error
+        raise SparqError(f"cannot read {path}: {error.strerror}; check its permissions and the disk") from error
     if not head:
         raise SparqError(f"{path} is empty (0 bytes): copy or record it again")
     try:
@@ -117,9 +113,7 @@ def _open(path: Path) -> "soundfile.SoundFile":
         reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else "a headerless format"
         if "malformed" in reason:
             raise SparqError(f"{path} is truncated or damaged ({reason.strip()}): copy it again") from error
-        raise SparqError(
-            f"{path} is not audio that libsndfile can read: convert it to WAV or FLAC"
-        ) from error
+        raise SparqError(f"{path} is not audio that libsndfile can read: convert it to WAV or FLAC") from error
     try:
         _check_promise(path, file, head)
     except SparqError:
@@ -223,14 +217,10 @@ def _checked_blocks(path: Path, max_seconds: Seconds) -> Iterator[Float32[np.nda
             peak = max(peak, float(np.abs(samples).max(initial=0.0)))
             yield samples
         if num_bad:
-            raise SparqError(
-                f"{path} has {num_bad} samples that are NaN or infinite: export it again without them"
-            )
+            raise SparqError(f"{path} has {num_bad} samples that are NaN or infinite: export it again without them")
         if resampler is not None:
             tail = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
             peak = max(peak, float(np.abs(tail).max(initial=0.0)))
             yield tail
         if peak < SILENCE_PEAK:
-            raise SparqError(
-                f"{path} is silent: its peak is {peak:.1e}, below {SILENCE_PEAK:.0e}; record it again"
-            )
+            raise SparqError(f"{path} is silent: its peak is {peak:.1e}, below {SILENCE_PEAK:.0e}; record it again")

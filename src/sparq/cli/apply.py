@@ -25,9 +25,7 @@ def add_commands(commands: Any) -> None:
         description="Continue a text, or the units of a recording, and print the continuation.",
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument(
-        "--text", metavar="TEXT", help="text to continue (default: none, then --audio is needed)"
-    )
+    prompt.add_argument("--text", metavar="TEXT", help="text to continue (default: none, then --audio is needed)")
     prompt.add_argument(
         "--audio",
         metavar="FILE",

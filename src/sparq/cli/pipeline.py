@@ -46,9 +46,7 @@ def add_commands(commands: Any) -> None:
         description="Check a recipe. Nothing is run.",
     )
     add_recipe(parser)
-    parser.add_argument(
-        "--show", action="store_true", help="print the recipe with all defaults and paths resolved"
-    )
+    parser.add_argument("--show", action="store_true", help="print the recipe with all defaults and paths resolved")
     parser.set_defaults(handler=check_recipe, parser=parser)
 
 
@@ -74,14 +72,24 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def run_one(arguments: argparse.Namespace) -> None:
     """Do one step."""
-    _run(arguments, only=arguments.step)
+    run_folder = _run(arguments, only=arguments.step)
+    if arguments.step == "report":
+        print_results(run_folder)
 
 
 def run_all(arguments: argparse.Namespace) -> None:
     """Do all steps, or all up to one."""
     run_folder = _run(arguments, until=arguments.until)
-    if run_folder.report.exists():
-        print(run_folder.report)
+    if arguments.until in (None, "report"):
+        print_results(run_folder)
+
+
+def print_results(run_folder: Any) -> None:
+    """Print the table and where the report is."""
+    from sparq.report import read_results, render_terminal
+
+    print(render_terminal(read_results(run_folder.results)))
+    print(f"\nreport: {run_folder.report}")
 
 
 def _run(arguments: argparse.Namespace, **which: str | None) -> Any:
@@ -93,7 +101,6 @@ def _run(arguments: argparse.Namespace, **which: str | None) -> Any:
 
     # Only now, because PyTorch comes with it: a mistake in the recipe shows at once.
     from sparq.recipes.pipeline import STEPS
-
     from sparq.recipes.steps import run_steps
 
     run_folder = RunFolder(arguments.out)

@@ -12,9 +12,7 @@ def add_commands(commands: Any) -> None:
         description="Download and build pretrained models into the cache, check the hashes of all their "
         "files, and print the folders. The cache is $SPARQ_PRETRAINED, or else ~/.cache/sparq/pretrained.",
     )
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", help="models, such as smollm2-135m (default: all)"
-    )
+    parser.add_argument("names", metavar="NAME", nargs="*", help="models, such as smollm2-135m (default: all)")
     parser.set_defaults(handler=build_models, parser=parser)
 
 

@@ -21,9 +21,12 @@ class Spoken(Protocol):
     """An utterance as units and text; a text of "" makes it speech without transcript."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """The normalized transcript."""
+
     @property
-    def units(self) -> Sequence[int]: ...
+    def units(self) -> Sequence[int]:
+        """Speech units."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +86,7 @@ def epoch_examples(
         heard = None
         if task == "asr":
             heard = corrupt_units(utterance.units, rate=unit_noise, num_units=vocabulary.num_units, random=random)
-        examples.append(
-            make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard)
-        )
+        examples.append(make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard))
     return examples
 
 

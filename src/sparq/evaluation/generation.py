@@ -18,7 +18,7 @@ def generate_targets(
     max_new_tokens: int,
     num_beams: int = 1,
     batch_size: int = 32,
-    on_done: Callable[[int], object] = lambda count: None,
+    on_done: Callable[[int], object] = int,
 ) -> list[list[int]]:
     """Return what the model generates after each prompt, up to its end token (left out) or `max_new_tokens`.
 

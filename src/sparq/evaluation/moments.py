@@ -53,9 +53,7 @@ class Moments:
         mean = wide.mean()
         deviation = wide - mean
         squares = deviation.square()
-        sums = torch.stack(
-            [mean, squares.sum(), (squares * deviation).sum(), squares.square().sum()]
-        ).tolist()
+        sums = torch.stack([mean, squares.sum(), (squares * deviation).sum(), squares.square().sum()]).tolist()
         return cls(count=values.numel(), mean=sums[0], m2=sums[1], m3=sums[2], m4=sums[3])
 
     def merge(self, other: "Moments") -> "Moments":
@@ -66,10 +64,7 @@ class Moments:
             count=n,
             mean=self.mean + delta * b / n,
             m2=self.m2 + other.m2 + delta**2 * a * b / n,
-            m3=self.m3
-            + other.m3
-            + delta**3 * a * b * (a - b) / n**2
-            + 3 * delta * (a * other.m2 - b * self.m2) / n,
+            m3=self.m3 + other.m3 + delta**3 * a * b * (a - b) / n**2 + 3 * delta * (a * other.m2 - b * self.m2) / n,
             m4=self.m4
             + other.m4
             + delta**4 * a * b * (a * a - a * b + b * b) / n**3

@@ -247,9 +247,7 @@ def _observe_batch(
 
 def _real_tokens(batch: Mapping[str, Shaped[Tensor, "batch length"]]) -> Bool[Tensor, "batch length"]:
     if missing := {"input_ids", "attention_mask"} - set(batch):
-        raise SparqError(
-            f"a batch needs input_ids and attention_mask, and has no {' and no '.join(sorted(missing))}"
-        )
+        raise SparqError(f"a batch needs input_ids and attention_mask, and has no {' and no '.join(sorted(missing))}")
     ids, mask = batch["input_ids"], batch["attention_mask"]
     if ids.shape != mask.shape or ids.ndim != 2:
         raise SparqError(
@@ -257,7 +255,5 @@ def _real_tokens(batch: Mapping[str, Shaped[Tensor, "batch length"]]) -> Bool[Te
         )
     keep = mask.ne(0)
     if not keep.any(dim=1).all():
-        raise SparqError(
-            f"sequence {int(keep.any(dim=1).int().argmin())} of a batch has no tokens, only padding"
-        )
+        raise SparqError(f"sequence {int(keep.any(dim=1).int().argmin())} of a batch has no tokens, only padding")
     return keep

@@ -57,7 +57,7 @@ def task_perplexity(model: PreTrainedModel, examples: Sequence[Example], *, batc
 
 @torch.inference_mode()
 def prose_perplexity(model: PreTrainedModel, token_ids: Int[Tensor, " tokens"], *, context: int = 1024) -> Perplexity:
-    """Return the perplexity of running text, cut into windows of `context` tokens; a window's first token is not counted."""
+    """Return the perplexity of running text in windows of `context` tokens, whose first tokens are not counted."""
     nll, tokens = 0.0, 0
     for start in range(0, len(token_ids) - 1, context):
         window = token_ids[None, start : start + context]

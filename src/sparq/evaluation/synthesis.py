@@ -12,8 +12,8 @@ from sparq.tokens.special import units_to_text
 class UnitErrors:
     """Edits between generated and reference units, both de-duplicated, over the reference units.
 
-    It punishes every difference in wording, voice and timing alike, so it stays high for a good model: the prompt does not
-    say whose voice is wanted. It serves to compare models, not to judge how speech sounds.
+    It punishes every difference in wording, voice and timing alike, so it stays high for a good model: the prompt does
+    not say whose voice is wanted. It serves to compare models, not to judge how speech sounds.
     """
 
     errors: int

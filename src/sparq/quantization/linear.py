@@ -57,9 +57,7 @@ class QuantizedLinear(nn.Module):
         activation_granularity: Granularity = "token",
     ) -> None:
         super().__init__()
-        assert weight.is_floating_point() == (weight_scale is None), (
-            "integer weights, and only those, have a scale"
-        )
+        assert weight.is_floating_point() == (weight_scale is None), "integer weights, and only those, have a scale"
         self.out_features, self.in_features = weight.shape
         self.activation_bits = activation_bits
         self.activation_symmetric = activation_symmetric
@@ -91,9 +89,7 @@ class QuantizedLinear(nn.Module):
         """
         weight, scale, zero_point = linear.weight.detach(), None, None
         if factor is not None:
-            weight = (weight.float() * factor).to(
-                weight.dtype if scheme.weight_bits == FLOAT_BITS else torch.float32
-            )
+            weight = (weight.float() * factor).to(weight.dtype if scheme.weight_bits == FLOAT_BITS else torch.float32)
         if scheme.weight_bits == FLOAT_BITS:
             weight = weight.clone()
         elif scheme.weight_symmetric:
@@ -118,9 +114,7 @@ class QuantizedLinear(nn.Module):
         inputs = x if self.input_scale is None else x / self.input_scale
         if self.activation_bits != FLOAT_BITS:
             rows = self._rows(inputs)
-            inputs = fake_quantize(rows, self.activation_bits, symmetric=self.activation_symmetric).view(
-                x.shape
-            )
+            inputs = fake_quantize(rows, self.activation_bits, symmetric=self.activation_symmetric).view(x.shape)
         return functional.linear(inputs.to(weight.dtype), weight, bias).to(x.dtype)
 
     def integer_forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
@@ -163,9 +157,7 @@ class QuantizedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
         kind = "float" if self.weight_scale is None else f"integer, groups={self.weight_scale.shape[1]}"
-        return (
-            f"{self.in_features}, {self.out_features}, weight={kind}, activation_bits={self.activation_bits}"
-        )
+        return f"{self.in_features}, {self.out_features}, weight={kind}, activation_bits={self.activation_bits}"
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(1, -1) if self.activation_granularity == "tensor" else x

@@ -67,9 +67,7 @@ def observe_inputs(
         for module, training in modes.items():
             module.training = training
     if tokens == 0:
-        raise SparqError(
-            "the calibration data has no tokens; give at least one batch, 512 tokens or more are advised"
-        )
+        raise SparqError("the calibration data has no tokens; give at least one batch, 512 tokens or more are advised")
     return tokens
 
 
@@ -91,9 +89,7 @@ def input_absmax(
     def update(name: str, rows: Tensor) -> None:
         absmax = rows.float().abs().amax(0)
         if not absmax.isfinite().all():
-            raise SparqError(
-                f"the inputs of {name} are NaN or infinite on the calibration data; check the model"
-            )
+            raise SparqError(f"the inputs of {name} are NaN or infinite on the calibration data; check the model")
         largest[name] = torch.maximum(largest[name], absmax) if name in largest else absmax
 
     observe_inputs(model, batches, layers, update)
@@ -123,7 +119,5 @@ def _checked(model: PreTrainedModel, batch: CalibrationBatch, index: int) -> tup
         )
     context = getattr(model.config, "max_position_embeddings", None)
     if context is not None and ids.shape[1] > context:
-        raise SparqError(
-            f"{where} has {ids.shape[1]} tokens a row, but the model's context is {context}: cut it"
-        )
+        raise SparqError(f"{where} has {ids.shape[1]} tokens a row, but the model's context is {context}: cut it")
     return ids.to(model.device), mask.to(model.device)

@@ -60,9 +60,7 @@ def quantize(
     factors: dict[str, Tensor] = {}
     if scheme.method == "smoothquant":
         if calibration is None:
-            raise SparqError(
-                "smoothquant needs calibration data: batches of token ids like those the model will see"
-            )
+            raise SparqError("smoothquant needs calibration data: batches of token ids like those the model will see")
         absmax = input_absmax(model, calibration, [names[0] for _, names in smoothed_groups(model)])
         factors = model_smoothing_factors(model, absmax, scheme.smoothing_alpha)
     return _quantized_copy(model, scheme, linears, factors)
@@ -87,8 +85,7 @@ def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict
             raise SparqError(f"{name} is a {type(linear).__name__}, only nn.Linear can be quantized")
         if scheme.weight_bits != FLOAT_BITS and scheme.group_size and linear.in_features % scheme.group_size:
             raise SparqError(
-                f"group_size {scheme.group_size} does not divide the {linear.in_features} "
-                f"input features of {name}"
+                f"group_size {scheme.group_size} does not divide the {linear.in_features} input features of {name}"
             )
         if not linear.weight.isfinite().all():
             raise SparqError(f"the weights of {name} have a NaN or an infinity: the model is broken")

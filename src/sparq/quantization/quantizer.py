@@ -87,9 +87,7 @@ def dequantize(
     return (values * scale.float().unsqueeze(-1)).reshape(integers.shape)
 
 
-def fake_quantize(
-    x: Float[Tensor, "*rows columns"], bits: int, *, symmetric: bool
-) -> Float[Tensor, "*rows columns"]:
+def fake_quantize(x: Float[Tensor, "*rows columns"], bits: int, *, symmetric: bool) -> Float[Tensor, "*rows columns"]:
     """Return, in float32, each row quantized and dequantized again, without an integer tensor between.
 
     The result is that of `dequantize` after `quantize_symmetric` or `quantize_asymmetric`, bit for bit.

@@ -61,9 +61,7 @@ class QuantizationScheme:
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise SparqError(
-                f"group_size is {size!r}; it must be a positive number of input features, or null"
-            )
+            raise SparqError(f"group_size is {size!r}; it must be a positive number of input features, or null")
         alpha = self.smoothing_alpha
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
             raise SparqError(f"smoothing_alpha is {alpha!r}; it must be a number from 0 to 1")

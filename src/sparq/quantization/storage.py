@@ -47,11 +47,7 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
     if scheme is None:
         raise SparqError("the model is not quantized: call quantize first")
     folder = Path(folder)
-    if (
-        folder.exists()
-        and not (folder / DESCRIPTION).exists()
-        and (folder.is_file() or any(folder.iterdir()))
-    ):
+    if folder.exists() and not (folder / DESCRIPTION).exists() and (folder.is_file() or any(folder.iterdir())):
         raise SparqError(f"{folder} holds something else than a quantized model: choose a new folder")
     tensors, aliases = _without_aliases({**model.state_dict(), **_transient_buffers(model)})
     width = field_width(scheme.weight_bits)
@@ -75,9 +71,7 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
         write_json(temporary / DESCRIPTION, description)
 
 
-def load_quantized(
-    folder: Path, build: Callable[[PretrainedConfig], PreTrainedModel] | None = None
-) -> PreTrainedModel:
+def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedModel] | None = None) -> PreTrainedModel:
     """Read a model that `save_quantized` wrote; its outputs are the same, bit for bit.
 
     Args:
@@ -95,9 +89,7 @@ def load_quantized(
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise SparqError(f"{folder / DESCRIPTION} does not describe a quantized model")
     if description.get("version") != VERSION:
-        raise SparqError(
-            f"{folder} has format version {description.get('version')!r}; this sparq reads {VERSION}"
-        )
+        raise SparqError(f"{folder} has format version {description.get('version')!r}; this sparq reads {VERSION}")
     if missing := _KEYS - description.keys():
         raise SparqError(f"{folder / DESCRIPTION} lacks {', '.join(sorted(missing))}: it is damaged")
     scheme = QuantizationScheme.from_dict(description["scheme"])
@@ -115,9 +107,7 @@ def load_quantized(
             _set_tensor(model, name, state.pop(name))
         model.load_state_dict(state, strict=True, assign=True)
     except (RuntimeError, KeyError) as error:
-        raise SparqError(
-            f"{folder / TENSORS} does not fit the model: {' '.join(str(error).split())}"
-        ) from error
+        raise SparqError(f"{folder / TENSORS} does not fit the model: {' '.join(str(error).split())}") from error
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, target in aliases.items():
         if name in parameters:  # one parameter, not two that share storage
@@ -173,8 +163,7 @@ def _build(
         except ValueError as error:
             if build is None and attention is not None and attention in str(error):
                 raise SparqError(
-                    f"the model has the attention {attention!r}, "
-                    "which is not registered: pass a `build` that does it"
+                    f"the model has the attention {attention!r}, which is not registered: pass a `build` that does it"
                 ) from error
             raise
     if model.config._attn_implementation != attention:
@@ -207,9 +196,7 @@ def _place_linears(
         model.set_submodule(name, layer)
 
 
-def _check_shapes(
-    found: Mapping[str, Tensor], scheme: QuantizationScheme, linear: nn.Linear, complaint: str
-) -> None:
+def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linear: nn.Linear, complaint: str) -> None:
     rows, columns = linear.weight.shape
     shapes: dict[str, list[int]] = {"weight": [rows, columns]}
     if scheme.weight_bits != FLOAT_BITS:

@@ -18,7 +18,6 @@ from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
 from sparq.recipes.steps import run_steps
 from sparq.recipes.train_step import load_split, load_vocabulary, start_training, training_folder
-from sparq.report import read_results, render_terminal
 from sparq.training import read_log
 
 _LOG = logging.getLogger(__name__)
@@ -35,12 +34,12 @@ QUICK = (
 )
 
 
-def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> None:
-    """Run the main job on the embedded corpus and print the table.
+def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> RunFolder:
+    """Run the main job on the embedded corpus and return its folder.
 
-    The adapters were trained by the same recipe and are shipped with the k-means and the vocabulary that they belong to;
-    the demo repeats the first updates of each training and shows how far the losses are from the shipped log. Everything
-    else is done in full: checking and encoding the speech, quantizing, evaluating, reporting.
+    The adapters were trained by the same recipe and are shipped with the k-means and the vocabulary that they belong
+    to; the demo repeats the first updates of each training and shows how far the losses are from the shipped log.
+    Everything else is done in full: checking and encoding the speech, quantizing, evaluating, reporting.
 
     Args:
         out: the run folder.
@@ -55,20 +54,10 @@ def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> None:
         corpus = run.path / "corpus"
         if not corpus.exists():
             _unpack(assets / "corpus.zip", corpus)
-        recipe = load_recipe(
-            assets / "demo.yaml", QUICK if quick else (), environ={"SPARQ_DEMO_CORPUS": str(corpus)}
-        )
+        recipe = load_recipe(assets / "demo.yaml", QUICK if quick else (), environ={"SPARQ_DEMO_CORPUS": str(corpus)})
         steps = STEPS if retrain else tuple(_shipped(step, assets / "adapters") for step in STEPS)
-        if not retrain:
-            _place_units_and_vocabulary(assets / "adapters" / recipe.frameworks[0], run)
         run_steps(recipe, run, steps)
-        print_results(run)
-
-
-def print_results(run: RunFolder) -> None:
-    """Print the table and where the report is."""
-    print(render_terminal(read_results(run.results)))  # noqa: T201
-    print(f"\nreport: {run.report}")  # noqa: T201
+        return run
 
 
 def _unpack(archive: Path, folder: Path) -> None:
@@ -76,33 +65,42 @@ def _unpack(archive: Path, folder: Path) -> None:
         contents.extractall(temporary)
 
 
-def _place_units_and_vocabulary(model: Path, run: RunFolder) -> None:
-    """Put the k-means and the vocabulary that the adapters were trained with where the steps look for theirs.
-
-    Fitted anew on another kind of CPU they would differ in the last bits, and the adapters would not belong to them.
-    """
-    if not run.kmeans.exists():
-        with atomic_path(run.kmeans) as temporary:
-            shutil.copyfile(model / "kmeans.safetensors", temporary)
-    if not run.vocab.exists():
-        with atomic_path(run.vocab) as temporary:
-            shutil.copytree(model / "vocabulary", temporary)
-
-
 def _shipped(step: Step | FrameworkStep, adapters: Path) -> Step | FrameworkStep:
-    """Return the step as the demo does it: training takes the shipped adapters and repeats a slice of theirs."""
-    if step.name != "train":
+    """Return a step as the demo does it with shipped adapters.
+
+    The k-means and the vocabulary are those that the adapters were trained with: fitted anew on another kind of CPU
+    they would differ in the last bits, and the adapters would not belong to them. Speech is still encoded here.
+    """
+    if step.name not in ("units", "vocab", "train"):
         return step
-    assert isinstance(step, FrameworkStep)
     original = step.config
 
     def config(recipe: Recipe) -> dict[str, Any]:
         return {**original(recipe), "adapters": "shipped", "live_updates": LIVE_UPDATES}
 
-    def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
-        return take_shipped(recipe, run, framework, adapters / framework)
+    if isinstance(step, FrameworkStep):
 
-    return dataclasses.replace(step, config=config, run=run_train)
+        def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
+            return take_shipped(recipe, run, framework, adapters / framework)
+
+        return dataclasses.replace(step, config=config, run=run_train)
+    run_original = step.run
+    source, target = {
+        "units": ("kmeans.safetensors", "units/kmeans.safetensors"),
+        "vocab": ("vocabulary", "vocab"),
+    }[step.name]
+
+    def run_placed(recipe: Recipe, run: RunFolder) -> list[Path]:
+        _copy(adapters / recipe.frameworks[0] / source, run.path / target)
+        return run_original(recipe, run)
+
+    return dataclasses.replace(step, config=config, run=run_placed)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if not target.exists():
+        with atomic_path(target) as temporary:
+            (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
 def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) -> list[Path]:
@@ -137,4 +135,3 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
         live.log[0].loss, live.log[-1].loss, difference,
     )  # fmt: skip
     return [run.model(framework), folder / "train.jsonl", live.log_file]
-

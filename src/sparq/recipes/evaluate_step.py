@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparq.adaptation import load_speechlm
+from sparq.errors import SparqError
 from sparq.evaluation import (
     Transcribed,
     generate_targets,
@@ -20,7 +21,7 @@ from sparq.evaluation import (
     unit_errors,
     word_errors,
 )
-from sparq.files import write_json
+from sparq.files import read_text, write_json
 from sparq.models import load_backbone
 from sparq.models.loading import quiet_transformers
 from sparq.pretrained import resolve_model
@@ -47,7 +48,12 @@ OUTLIER_SEQUENCES = 32
 
 def test_splits(run: RunFolder) -> list[str]:
     """Return the names of the test splits, `test` first."""
-    return sorted(name for name in read_summary(run.units)["splits"] if name.startswith("test"))
+    splits = sorted(name for name in read_summary(run.units)["splits"] if name.startswith("test"))
+    if not splits:
+        raise SparqError(
+            f"{run.manifest} has no test split: hold some utterances out (test_fraction, or a split column)"
+        )
+    return splits
 
 
 def run_evaluate(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
@@ -63,9 +69,7 @@ def run_evaluate(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
             continue
         model = speechlm.model if precision == FULL else load_quantized(run.quantized(framework, precision))
         start = time.perf_counter()
-        row = measure(
-            model, speechlm.vocabulary, splits, recipe, framework=framework, precision=precision
-        )
+        row = measure(model, speechlm.vocabulary, splits, recipe, framework=framework, precision=precision)
         if prose:
             row = dataclasses.replace(row, prose_ppl=prose.measure(precision))
         row = dataclasses.replace(row, seconds=round(time.perf_counter() - start, 2))
@@ -111,14 +115,12 @@ def measure(
         precision=precision,
         textlm_ppl=_task_perplexity(model, vocabulary, "textlm", texts, settings, label),
         speechlm_ppl=_task_perplexity(model, vocabulary, "speechlm", everything, settings, label),
-        asr_wer=ErrorRate(
-            value=100 * errors / words, errors=errors, length=words, utterances=len(spoken), split=label
-        )
+        asr_wer=ErrorRate(value=100 * errors / words, errors=errors, length=words, utterances=len(spoken), split=label)
         if words
         else None,
         tts_uer=_synthesize(model, vocabulary, said, settings, label) if said else None,
         asr=asr,
-        outliers=_outliers(model, vocabulary, spoken[:: max(1, 2 * len(spoken) // OUTLIER_SEQUENCES)]),
+        outliers=_outliers(model, vocabulary, everything[:: max(1, 2 * len(everything) // OUTLIER_SEQUENCES)]),
     )
 
 
@@ -134,9 +136,7 @@ def _task_perplexity(
         return None
     examples = [make_example(vocabulary, task, text=u.text, units=u.units) for u in utterances]
     measured = task_perplexity(model, examples, batch_size=settings.batch_size)
-    return Perplexity(
-        value=measured.value, tokens=measured.num_tokens, utterances=len(utterances), split=split
-    )
+    return Perplexity(value=measured.value, tokens=measured.num_tokens, utterances=len(utterances), split=split)
 
 
 def _recognize(
@@ -167,9 +167,7 @@ def _recognize(
         words=counted.words,
         utterances=counted.utterances,
         errors=counted.errors,
-        examples=tuple(
-            Example(id=t.id, reference=t.reference, hypothesis=t.hypothesis) for t in transcripts
-        ),
+        examples=tuple(Example(id=t.id, reference=t.reference, hypothesis=t.hypothesis) for t in transcripts),
     )
 
 
@@ -204,8 +202,8 @@ def _outliers(model: PreTrainedModel, vocabulary: JointVocabulary, utterances: S
     def batches() -> list[dict[str, Tensor]]:
         result = []
         for utterance in utterances:
-            for task in ("asr", "textlm"):
-                example = make_example(vocabulary, task, text=utterance.text, units=utterance.units)  # type: ignore[arg-type]
+            for task in ("asr", "textlm") if utterance.text else ("speechlm",):
+                example = make_example(vocabulary, task, text=utterance.text, units=utterance.units)
                 ids = torch.tensor([(*example.prompt, *example.target)])
                 result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         return result
@@ -242,10 +240,16 @@ class _Prose:
         reference = resolve_model(recipe.model.backbone)
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(reference)
-        text = recipe.evaluate.prose.read_text(encoding="utf-8")
+        text = read_text(recipe.evaluate.prose)
         ids = tokenizer(" ".join(text.split()), return_tensors="pt", add_special_tokens=False).input_ids[0]
-        self.calibration, self.measured = ids[:PROSE_CONTEXT], ids[PROSE_CONTEXT:]
         self.model = load_backbone(reference, attention=framework).model
+        self.context = min(PROSE_CONTEXT, self.model.config.max_position_embeddings)
+        self.calibration, self.measured = ids[: self.context], ids[self.context :]
+        if len(self.measured) < self.context:
+            raise SparqError(
+                f"{recipe.evaluate.prose} has {len(ids)} tokens: the first {self.context} calibrate and at least as"
+                f" many more are measured, so give a text of {2 * self.context} tokens or more"
+            )
         self.alpha = recipe.quantize.smoothing_alpha
         self.name = recipe.evaluate.prose.name
 
@@ -253,7 +257,5 @@ class _Prose:
         model = self.model
         if precision != FULL:
             model = quantize(model, [self.calibration[None]], scheme_of_name(precision, self.alpha))
-        measured = prose_perplexity(model, self.measured, context=PROSE_CONTEXT)
+        measured = prose_perplexity(model, self.measured, context=self.context)
         return Perplexity(value=measured.value, tokens=measured.num_tokens, utterances=1, split=self.name)
-
-

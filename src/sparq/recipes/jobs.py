@@ -115,9 +115,7 @@ def plan(recipe: Recipe, steps: Sequence[Step | FrameworkStep]) -> tuple[Job, ..
     return tuple(jobs)
 
 
-def _job(
-    step: Step | FrameworkStep, framework: str | None, settings: Mapping[str, Any], before: list[Job]
-) -> Job:
+def _job(step: Step | FrameworkStep, framework: str | None, settings: Mapping[str, Any], before: list[Job]) -> Job:
     known = {job.step for job in before}
     assert set(step.needs) <= known, f"{step.name} needs {step.needs}, but only {known} come before it"
     needed = [job for job in before if job.step in step.needs]

@@ -110,9 +110,7 @@ class TrainConfig:
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
-        check_positive(
-            where, updates=self.updates, rank=self.rank, alpha=self.alpha, clip_norm=self.clip_norm
-        )
+        check_positive(where, updates=self.updates, rank=self.rank, alpha=self.alpha, clip_norm=self.clip_norm)
         check_positive(where, batch_tokens=self.batch_tokens, accumulate=self.accumulate)
         check_positive(where, learning_rate=self.learning_rate, checkpoint_updates=self.checkpoint_updates)
         check_positive(where, validate_updates=self.validate_updates)

@@ -55,7 +55,7 @@ def calibration_batches(
 
 
 def run_quantize(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
-    """Quantize the adapted model of a framework by every scheme; adapters are merged into a fresh float32 base first."""
+    """Quantize the adapted model of a framework by every scheme, its adapters merged into a fresh float32 base."""
     set_threads(recipe)
     speechlm = load_speechlm(run.model(framework))
     utterances = load_split(run, "train", speechlm.vocabulary)

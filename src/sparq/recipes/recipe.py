@@ -90,9 +90,7 @@ class Recipe:
         check(self.vocab.size > self.units.k, "recipe.vocab.size", self.vocab.size, right)
 
 
-def load_recipe(
-    path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None
-) -> Recipe:
+def load_recipe(path: Path, overrides: Iterable[str] = (), environ: Mapping[str, str] | None = None) -> Recipe:
     """Read, resolve and check a recipe.
 
     Relative paths start at the recipe's folder, also those in `overrides`, and become absolute.
@@ -130,14 +128,11 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         return str(resolve(text, where)) if text.startswith((".", "~", "/")) else text
 
     sources = tuple(
-        dataclasses.replace(
-            source, manifest=resolve(source.manifest, f"recipe.prepare.sources[{index}].manifest")
-        )
+        dataclasses.replace(source, manifest=resolve(source.manifest, f"recipe.prepare.sources[{index}].manifest"))
         for index, source in enumerate(recipe.prepare.sources)
     )
     texts = tuple(
-        resolve(text, f"recipe.vocab.extra_text[{index}]")
-        for index, text in enumerate(recipe.vocab.extra_text)
+        resolve(text, f"recipe.vocab.extra_text[{index}]") for index, text in enumerate(recipe.vocab.extra_text)
     )
     prose = None if recipe.evaluate.prose is None else resolve(recipe.evaluate.prose, "recipe.evaluate.prose")
     features = resolve_name(recipe.units.features, "recipe.units.features")
@@ -182,9 +177,7 @@ def _expand(text: str, where: str, environ: Mapping[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if not environ.get(name):
-            raise SparqError(
-                f"{where} is {text!r}, but the environment variable {name} is not set: export {name}=..."
-            )
+            raise SparqError(f"{where} is {text!r}, but the environment variable {name} is not set: export {name}=...")
         return environ[name]
 
     return _VARIABLE.sub(value, text)

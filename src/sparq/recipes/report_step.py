@@ -1,6 +1,5 @@
 """The step that gathers every number of a run into results.json and report.html."""
 
-import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +31,6 @@ from sparq.report import (
     TrainingCurve,
     collect_provenance,
     matrix,
-    render_terminal,
     utc_now,
     write_html,
     write_results,
@@ -40,8 +38,6 @@ from sparq.report import (
 from sparq.report.codec import row_from_json
 from sparq.tokens import make_example
 from sparq.training import Update, read_log
-
-_LOG = logging.getLogger(__name__)
 
 NUM_CLIPS = 3
 NO_VOCODER = (
@@ -51,12 +47,11 @@ NO_VOCODER = (
 
 
 def run_report(recipe: Recipe, run: RunFolder) -> list[Path]:
-    """Write results.json and report.html, and print the table."""
+    """Write results.json and report.html."""
     set_threads(recipe)
     results = gather(recipe, run)
     write_results(run.results, results)
     write_html(run.report, results, folder=run.path)
-    _LOG.info("%s", render_terminal(results))
     return [run.results, run.report, run.path / "clips"]
 
 
@@ -87,9 +82,7 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         head = head or most_sinky_head(speechlm.model, ids)
         weights = attention_map(speechlm.model, ids, *head).numpy()
         attention.append(
-            AttentionMap(
-                framework=framework, layer=head[0], head=head[1], weights=matrix(weights), labels=labels
-            )
+            AttentionMap(framework=framework, layer=head[0], head=head[1], weights=matrix(weights), labels=labels)
         )
         norms = token_norms(speechlm.model, ids).numpy().T
         hidden.append(HiddenMap(framework=framework, norms=matrix(np.ascontiguousarray(norms)), labels=labels))
@@ -104,9 +97,7 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         corpus=corpus,
         rows=rows,
         wall_seconds={name: stamp.seconds for name, stamp in done.items() if stamp.seconds is not None},
-        peak_memory_bytes={
-            name: stamp.peak_memory_bytes for name, stamp in done.items() if stamp.peak_memory_bytes
-        },
+        peak_memory_bytes={name: stamp.peak_memory_bytes for name, stamp in done.items() if stamp.peak_memory_bytes},
         curves={framework: training_curve(run, framework) for framework in recipe.frameworks},
         attention_maps=tuple(attention),
         hidden_maps=tuple(hidden),
@@ -124,16 +115,16 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _sample(run: RunFolder, speechlm: SpeechLM) -> Spoken:
-    """Return the shortest transcribed test utterance, whose picture is the most legible."""
-    spoken = [u for name in test_splits(run) for u in load_split(run, name, speechlm.vocabulary) if u.text]
-    return min(spoken, key=lambda u: (len(u.units), u.id))
+    """Return the shortest test utterance, transcribed if there is one: its picture is the most legible."""
+    spoken = [u for name in test_splits(run) for u in load_split(run, name, speechlm.vocabulary)]
+    return min(spoken, key=lambda u: (not u.text, len(u.units), u.id))
 
 
 def _sequence(speechlm: SpeechLM, sample: Spoken) -> tuple[torch.Tensor, tuple[str, ...]]:
     example = make_example(speechlm.vocabulary, "asr", text=sample.text, units=sample.units)
     ids = (*example.prompt, *example.target)
     pieces = speechlm.vocabulary.pieces
-    return torch.tensor([ids]), tuple(pieces[i] for i in ids)
+    return torch.tensor(ids), tuple(pieces[i] for i in ids)
 
 
 def training_curve(run: RunFolder, framework: str) -> TrainingCurve:
@@ -181,8 +172,6 @@ def _clips(run: RunFolder, rows: Sequence[Row]) -> tuple[AudioSample, ...]:
         copy = run.path / "clips" / f"{id_}{paths[id_].suffix}"
         shutil.copyfile(paths[id_], copy)
         samples.append(
-            AudioSample(
-                id=id_, path=str(copy.relative_to(run.path)), reference=references[id_], hypotheses=heard[id_]
-            )
+            AudioSample(id=id_, path=str(copy.relative_to(run.path)), reference=references[id_], hypotheses=heard[id_])
         )
     return tuple(samples)

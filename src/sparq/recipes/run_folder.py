@@ -102,9 +102,7 @@ class RunFolder:
             raise SparqError(f"{self.path} is a file: --out expects a folder, new or of an earlier run")
         try:
             if self.path.is_dir() and not self.steps.is_dir() and any(self.path.iterdir()):
-                raise SparqError(
-                    f"{self.path} holds files but no run: --out expects a new folder or an earlier run's"
-                )
+                raise SparqError(f"{self.path} holds files but no run: --out expects a new folder or an earlier run's")
             self.steps.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SparqError(f"cannot make the run folder {self.path}: {error.strerror}") from error
@@ -166,15 +164,11 @@ class RunFolder:
             return False
         return audit(self.path, stamp.outputs) == ([], [])
 
-    def mark_started(
-        self, name: str, key: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str]
-    ) -> Stamp:
+    def mark_started(self, name: str, key: str, *, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> Stamp:
         """Record that a step starts, so that its unfinished files are known to be of this key."""
         before = self.stamp(name)
         attempts = before.attempts + 1 if before and before.key == key and before.state == "started" else 1
-        stamp = Stamp(
-            state="started", key=key, settings=dict(settings), inputs=dict(inputs), attempts=attempts
-        )
+        stamp = Stamp(state="started", key=key, settings=dict(settings), inputs=dict(inputs), attempts=attempts)
         write_stamp(self.stamp_path(name), stamp)
         return stamp
 

@@ -31,8 +31,10 @@ class SourceConfig:
             `${NAME}` is the environment variable of that name.
         corpus: name of the corpus, for counts and results.
         test_speakers: speakers held out as the test split; if empty they are drawn.
-        test_fraction: part held out for test, of speakers if `speaker_disjoint`, else of utterances.
-        valid_fraction: part held out for validation, in the same way; checkpoints are chosen on it.
+        test_fraction: part of the utterances held out for test, filled with whole speakers if
+            `speaker_disjoint`; without effect if `test_speakers` are named.
+        valid_fraction: part of the utterances held out for validation, whose speakers are heard in training;
+            checkpoints are chosen on it.
         speaker_disjoint: hold out whole speakers, so that the test is about unheard voices.
         test_split: name of the test split; must start with `test`.
     """
@@ -112,9 +114,7 @@ class UnitsConfig:
         check(self.layer >= 0, f"{where}.layer", self.layer, "at least 0")
         check_positive(where, n_init=self.n_init, shard_utterances=self.shard_utterances)
         check(2 <= self.k <= MAX_UNITS, f"{where}.k", self.k, f"from 2 to {MAX_UNITS}")
-        check(
-            self.max_frames >= self.k, f"{where}.max_frames", self.max_frames, f"at least {where}.k, {self.k}"
-        )
+        check(self.max_frames >= self.k, f"{where}.max_frames", self.max_frames, f"at least {where}.k, {self.k}")
 
 
 @dataclass(frozen=True, kw_only=True)

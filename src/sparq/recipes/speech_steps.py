@@ -11,6 +11,7 @@ from sparq.audio.splits import HeldOut
 from sparq.audio.summary import format_report
 from sparq.audio.text import normalize_text
 from sparq.errors import SparqError
+from sparq.files import read_text
 from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
@@ -55,9 +56,7 @@ def run_prepare(recipe: Recipe, run: RunFolder) -> list[Path]:
         )
         for source in recipe.prepare.sources
     ]
-    report = prepare(
-        sources, out=run.path, skip_bad=recipe.prepare.skip_bad, max_seconds=recipe.prepare.max_seconds
-    )
+    report = prepare(sources, out=run.path, skip_bad=recipe.prepare.skip_bad, max_seconds=recipe.prepare.max_seconds)
     for line in format_report(report).splitlines():
         _LOG.info("  %s", line)
     return [run.manifest, run.prepare]
@@ -68,7 +67,7 @@ def feature_spec(features: str, layer: int, dtype: str) -> FeatureSpec:
     if features == "mfcc":
         return FeatureSpec(model="mfcc")
     model = "facebook/hubert-base-ls960" if features == "hubert" else resolve_model(features)
-    return FeatureSpec(model=model, layer=layer, dtype=dtype)  # type: ignore[arg-type]
+    return FeatureSpec(model=model, layer=layer, dtype=dtype)
 
 
 def _extractor(recipe: Recipe) -> FeatureExtractor:
@@ -106,7 +105,7 @@ def run_vocab(recipe: Recipe, run: RunFolder) -> list[Path]:
         lines.append(units_to_text(utterance.units.tolist()))
         lines += [as_line(utterance.text)] * recipe.vocab.text_repeat if utterance.text else []
     for file in recipe.vocab.extra_text:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in read_text(file).splitlines():
             if text := normalize_text(line):
                 lines += [as_line(text)] * recipe.vocab.text_repeat
     vocabulary = fit_vocabulary(

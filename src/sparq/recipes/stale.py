@@ -52,9 +52,7 @@ def _reasons(run_folder: RunFolder, job: Job) -> list[str]:
     different = [
         f"{need} is not what {job.name} was made from"
         for need, digest in stamp.inputs.items()
-        if (before := run_folder.stamp(need)) is not None
-        and before.state == "done"
-        and before.digest != digest
+        if (before := run_folder.stamp(need)) is not None and before.state == "done" and before.digest != digest
     ]
     _, changed = audit(run_folder.path, stamp.outputs)
     return different + [f"{path} has changed since {job.name} made it" for path in changed]

@@ -137,9 +137,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
 
 def _file_changes(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     # Files that were only added or taken away show as a changed path among the other settings.
-    return [
-        f"{path} has other content now" for path, digest in new.items() if old.get(path, digest) != digest
-    ]
+    return [f"{path} has other content now" for path, digest in new.items() if old.get(path, digest) != digest]
 
 
 def _numbered(values: list[Any]) -> dict[str, Any]:

@@ -90,9 +90,7 @@ def _with_dependents(jobs: Sequence[Job], names: Iterable[str]) -> set[str]:
     return result
 
 
-def _check_needs(
-    run_folder: RunFolder, jobs: Sequence[Job], selected: list[Job], discarded: set[str]
-) -> None:
+def _check_needs(run_folder: RunFolder, jobs: Sequence[Job], selected: list[Job], discarded: set[str]) -> None:
     by_name = {job.name: job for job in jobs}
     for job in selected:
         for name in job.needs:
@@ -132,9 +130,7 @@ def _run(recipe: Recipe, run_folder: RunFolder, job: Job) -> None:
     seconds = time.perf_counter() - start
     owned = [run_folder.path / path for path in job.owns]
     for path in outputs:
-        assert any(path.is_relative_to(place) for place in owned), (
-            f"{job.name} made {path}, which it does not own"
-        )
+        assert any(path.is_relative_to(place) for place in owned), f"{job.name} made {path}, which it does not own"
     run_folder.mark_done(
         job.name,
         job.key,

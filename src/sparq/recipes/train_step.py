@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sparq.adaptation import (
@@ -27,7 +28,7 @@ from sparq.tokens import JointVocabulary
 from sparq.tokens.special import PAD
 from sparq.training import TrainingRun, TrainingSettings
 from sparq.types import TASKS
-from sparq.units import KMeans, UnitUtterance, read_units
+from sparq.units import KMeans, UnitUtterance, read_summary, read_units
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -44,13 +45,13 @@ class Spoken:
 
 def as_spoken(utterance: UnitUtterance) -> Spoken:
     """Return a stored utterance in that form."""
-    return Spoken(
-        id=utterance.id, speaker=utterance.speaker, text=utterance.text, units=utterance.units.tolist()
-    )
+    return Spoken(id=utterance.id, speaker=utterance.speaker, text=utterance.text, units=utterance.units.tolist())
 
 
 def load_split(run: RunFolder, split: str, vocabulary: JointVocabulary) -> list[Spoken]:
-    """Return a split of the units that the vocabulary belongs to."""
+    """Return a split of the units that the vocabulary belongs to; a split that the corpora lack is empty."""
+    if split not in read_summary(run.units)["splits"]:
+        return []
     return [as_spoken(u) for u in read_units(run.units, split, expect_fingerprint=vocabulary.units_fingerprint)]
 
 
@@ -140,8 +141,6 @@ def validation_batches(
     utterances: list[Spoken], vocabulary: JointVocabulary, *, batch_tokens: int, seed: int
 ) -> list[Batch]:
     """Return every validation utterance as each task that it can be, for next-token accuracy."""
-    import numpy as np
-
     batches = []
     for task in TASKS:
         weights = {other: float(other == task) for other in TASKS}
@@ -181,7 +180,7 @@ def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
     }
     save_speechlm(
         run.model(framework),
-        training.model,  # type: ignore[arg-type]
+        training.model,
         vocabulary=vocabulary,
         kmeans_file=run.kmeans,
         description=dataclasses.replace(description, training={**description.training, **outcome}),

@@ -37,9 +37,7 @@ def embed(path: Path) -> Clip:
         return Clip(uri=None, reason=f"there is no file {path.name}")
     size = path.stat().st_size
     if size > MOST_BYTES:
-        return Clip(
-            uri=None, reason=f"{path.name} has {show_bytes(size)}, more than {show_bytes(MOST_BYTES)}"
-        )
+        return Clip(uri=None, reason=f"{path.name} has {show_bytes(size)}, more than {show_bytes(MOST_BYTES)}")
     data = path.read_bytes()
     kind = next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
     if kind is None:

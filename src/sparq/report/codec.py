@@ -104,9 +104,7 @@ def _decode_record(kind: Any, value: Any, place: str) -> Any:
         if key not in fields:
             raise SparqError(f"{place} has unknown key {key!r}: {near_matches(key, fields)}")
     for name, field in fields.items():
-        has_default = (
-            field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-        )
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if name not in mapping and not has_default:
             raise SparqError(f"{place} lacks key {name!r}")
     hints = typing.get_type_hints(kind)

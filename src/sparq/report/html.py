@@ -101,9 +101,7 @@ def render_html(results: Results, *, folder: Path) -> str:
         "live": _live(results),
         "clips": _clips(results, folder),
     }
-    sections = [
-        (name, title) for name, title, needs in _SECTIONS if not needs or any(content[n] for n in needs)
-    ]
+    sections = [(name, title) for name, title, needs in _SECTIONS if not needs or any(content[n] for n in needs)]
     return environment.get_template("report.html.jinja").render(**content, sections=sections) + "\n"
 
 
@@ -187,9 +185,7 @@ def _examples(results: Results) -> list[SplitExamples]:
     return [
         SplitExamples(
             split=split,
-            heard=tuple(
-                Heard(id=id, reference=ref, lines=tuple(lines)) for (id, ref), lines in found.items()
-            ),
+            heard=tuple(Heard(id=id, reference=ref, lines=tuple(lines)) for (id, ref), lines in found.items()),
         )
         for split, found in splits.items()
     ]

@@ -210,9 +210,7 @@ class Results:
         keys = [row.key for row in self.rows]
         for key in keys:
             if keys.count(key) > 1:
-                raise SparqError(
-                    f"results hold row {key!r} twice: each framework and precision may appear once"
-                )
+                raise SparqError(f"results hold row {key!r} twice: each framework and precision may appear once")
 
     @property
     def frameworks(self) -> list[str]:
@@ -230,9 +228,7 @@ class Results:
 
     def ordered_rows(self) -> list[Row]:
         """Return the rows by framework, then precision."""
-        rows = (
-            self.row(framework, precision) for framework in self.frameworks for precision in self.precisions
-        )
+        rows = (self.row(framework, precision) for framework in self.frameworks for precision in self.precisions)
         return [row for row in rows if row is not None]
 
 

@@ -44,9 +44,7 @@ def _least_drop(results: Results, found: dict[str, Drop], precision: str) -> lis
     if len(shown) == 1:
         return [f"At {label} the average performance drop (metrics used) is {shown[0]}."]
     if len({found[keys[f]].used for f in percents}) > 1:
-        return [
-            f"At {label} the average drops are over different metrics and do not compare: {listed(shown)}."
-        ]
+        return [f"At {label} the average drops are over different metrics and do not compare: {listed(shown)}."]
     if not ranked or (len(ranked) > 1 and percents[ranked[0]] == percents[ranked[1]]):
         return [f"At {label} no framework alone loses least; average drop (metrics used): {listed(shown)}."]
     best, rest = ranked[0], ranked[1:] + [f for f in percents if f not in ranked]

@@ -76,9 +76,7 @@ def main_table(results: Results) -> Table:
 
 def prose_table(results: Results) -> Table | None:
     """Return the perplexity of plain prose before adaptation, None if no row has one."""
-    precisions = [
-        p for p in results.precisions if any(r.precision == p and r.prose_ppl for r in results.rows)
-    ]
+    precisions = [p for p in results.precisions if any(r.precision == p and r.prose_ppl for r in results.rows)]
     if not precisions:
         return None
     lines = []
@@ -177,9 +175,7 @@ def step_table(results: Results) -> Table | None:
     ]
     groups = tuple(tuple(group) for group in (lines, evaluations) if group)
     columns = ("Step", "Wall time", "Peak memory")
-    return (
-        Table(caption="Time and memory", columns=columns, groups=groups, num_headings=1) if groups else None
-    )
+    return Table(caption="Time and memory", columns=columns, groups=groups, num_headings=1) if groups else None
 
 
 def corpus_table(results: Results) -> Table | None:

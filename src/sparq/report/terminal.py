@@ -12,9 +12,7 @@ def render_terminal(results: Results) -> str:
     tables = (main_table(results), prose_table(results), outlier_table(results))
     blocks = [draw(table) for table in tables if table is not None]
     sentences = [*summarize(results), *(f"Note: {note}" for note in results.notes)]
-    wrapped = [
-        "\n".join(textwrap.wrap(s, WIDTH - 2, initial_indent="* ", subsequent_indent="  ")) for s in sentences
-    ]
+    wrapped = ["\n".join(textwrap.wrap(s, WIDTH - 2, initial_indent="* ", subsequent_indent="  ")) for s in sentences]
     if wrapped:
         blocks.append("\n".join(wrapped))
     return "\n\n".join(blocks)

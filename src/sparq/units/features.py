@@ -99,5 +99,7 @@ def describe(fingerprint: Mapping[str, Any]) -> str:
         words.append(f"layer {fingerprint['layer']}")
     if "dtype" in fingerprint:
         words.append(str(fingerprint["dtype"]))
+    if "context" in fingerprint:
+        words.append(f"by {fingerprint['context']}")
     weights = fingerprint.get("weights")
     return " ".join(words) + (f", weights {str(weights)[:8]}" if weights else "")

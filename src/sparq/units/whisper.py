@@ -38,6 +38,7 @@ class WhisperFeatures:
         self.frame_rate = SAMPLE_RATE / _HOP
         self.fingerprint: dict[str, Any] = {
             "kind": "whisper",
+            "context": "clip",  # not the window of 30 s: other units than from Whisper as it is published
             "layer": layer,
             "dtype": str(dtype).removeprefix("torch."),
             "weights": hash_tensors(encoder),
