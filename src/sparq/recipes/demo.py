@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparq.adaptation import read_description
-from sparq.files import atomic_path
+from sparq.files import atomic_path, remove
 from sparq.pretrained import pretrained_folder
 from sparq.recipes.jobs import FrameworkStep, Step
 from sparq.recipes.pipeline import STEPS
@@ -122,6 +122,7 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
         updates=LIVE_UPDATES,
     )
     live.train(f"live slice {framework}")
+    remove(folder / "live" / "checkpoint")
     description = read_description(run.model(framework))
     training = description.training
     difference = max(

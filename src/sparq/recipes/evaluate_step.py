@@ -218,7 +218,7 @@ def _outliers(model: PreTrainedModel, vocabulary: JointVocabulary, utterances: S
         final_norm_max_inf_norm=report.final_norm_max_inf_norm,
         per_layer=tuple(
             LayerOutliers(
-                layer=index + 1,
+                layer=index,
                 max_inf_norm=layer.max_inf_norm,
                 kurtosis=layer.kurtosis,
                 attention_mass=layer.attention_mass,
