@@ -34,6 +34,14 @@ def file(tmp_path: Path) -> Path:
 def _fake_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sparq.recipes.pipeline", fake_pipeline)
 
+    def print_path(run: Any) -> None:
+        """The fake pipeline's results.json has no table; tests/test_pipeline.py prints the real one."""
+        if run is not None:
+            print(run.report)
+
+    for module in ("sparq.cli.pipeline", "sparq.cli.demo"):
+        monkeypatch.setattr(f"{module}.print_results", print_path)
+
 
 def insert(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
     module = types.ModuleType(name)
