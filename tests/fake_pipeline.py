@@ -130,6 +130,8 @@ import sys
 sys.path[:0] = [{tests!r}, {source!r}]
 import fake_pipeline
 sys.modules["sparq.recipes.pipeline"] = fake_pipeline
+import sparq.cli.pipeline
+sparq.cli.pipeline.print_results = lambda run: print(run.report)
 from sparq.cli.main import main
 sys.exit(main(sys.argv[1:]))
 """

@@ -37,7 +37,7 @@ def _fake_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     def print_path(run: Any) -> None:
         """The fake pipeline's results.json has no table; tests/test_pipeline.py prints the real one."""
         if run is not None:
-            print(run.report)
+            print(run.report)  # noqa: T201
 
     for module in ("sparq.cli.pipeline", "sparq.cli.demo"):
         monkeypatch.setattr(f"{module}.print_results", print_path)

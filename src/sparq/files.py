@@ -37,16 +37,21 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.rename(path)
         else:
             temporary.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if _is_full(error):
             raise SparqError(
                 f"no space left on the disk for {path}: free some and run the same command again"
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise SparqError(f"cannot write {path}: {error.strerror}; choose a folder that you may write to") from error
         raise
     finally:
         remove(temporary)
+
+
+def _is_full(error: Exception) -> bool:
+    # safetensors writes in Rust and wraps the operating system's error into one of its own, with its words only.
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 def _sync(path: Path) -> None:

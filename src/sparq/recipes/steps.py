@@ -124,7 +124,7 @@ def _run(recipe: Recipe, run_folder: RunFolder, job: Job) -> None:
     inputs = {need: _done_digest(run_folder, need) for need in job.needs}
     started = run_folder.mark_started(job.name, job.key, settings=job.settings, inputs=inputs)
     _LOG.info("%s: %s", job.name, "started" if started.attempts == 1 else "resumed")
-    _reset_peak_memory()
+    children_before = _reset_peak_memory()
     start = time.perf_counter()
     outputs = job.run(recipe, run_folder)
     seconds = time.perf_counter() - start
@@ -139,7 +139,7 @@ def _run(recipe: Recipe, run_folder: RunFolder, job: Job) -> None:
         inputs=inputs,
         attempts=started.attempts,
         seconds=round(seconds, 3),
-        peak_memory_bytes=_peak_memory_bytes(),
+        peak_memory_bytes=_peak_memory_bytes(children_before),
     )
     _LOG.info("%s: done in %.1f s", job.name, seconds)
 
@@ -151,14 +151,18 @@ def _done_digest(run_folder: RunFolder, name: str) -> str:
     return stamp.digest
 
 
-def _reset_peak_memory() -> None:
+def _reset_peak_memory() -> int:
+    """Let the peak of this process start anew and return the peak of its finished children, which nothing resets."""
     # Without this the peak of a large step would be counted for all later ones. Only Linux can do it;
     # elsewhere the figure is the peak of the process so far.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
-def _peak_memory_bytes() -> int:
+def _peak_memory_bytes(children_before: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
-    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return max(usage.ru_maxrss for usage in usages) * unit
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    # A child's peak is of this step only if it is higher than all before.
+    return max(own, children if children > children_before else 0) * unit
