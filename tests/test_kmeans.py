@@ -157,7 +157,7 @@ def utterances(folder: Path, count: int) -> list[Utterance]:
 
 def test_sample_depends_on_ids_and_seed_only() -> None:
     clips = [
-        Utterance(id=f"u{i}", path=Path("x"), split="train" if i % 3 else "valid", seconds=1 + i % 5)
+        Utterance(id=f"u{i}", path=Path("x"), split="train" if i % 3 else "valid", seconds=1.0 + i % 5)
         for i in range(300)
     ]
     draw = {"max_frames": 5000, "frame_rate": 50.0}

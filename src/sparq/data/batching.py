@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ IGNORE = -100
 """The label of a position without loss."""
 
 
+@runtime_checkable
 class Spoken(Protocol):
     """An utterance as units and text; a text of "" makes it speech without transcript."""
 

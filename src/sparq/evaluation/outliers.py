@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float, Shaped
@@ -148,9 +148,9 @@ def finite_inf_norm(values: Float[Tensor, "*shape"], name: str) -> tuple[float, 
 
 def measure_outliers(
     model: PreTrainedModel,
-    batches: Iterable[Mapping[str, Shaped[Tensor, "batch length"]]],
+    batches: Iterable[Mapping[str, Tensor]],
     *,
-    reduction: Reduction = "sequence",
+    reduction: str = "sequence",
 ) -> OutlierReport:
     """Measure the outliers of a model on data, in one pass that keeps no activations.
 
@@ -183,7 +183,8 @@ def measure_outliers(
     """
     if reduction not in get_args(Reduction):
         raise unknown("reduction", reduction, get_args(Reduction))
-    layers = [_Layer(f"the output of layer {i}", reduction) for i in range(len(decoder_blocks(model)))]
+    chosen = cast(Reduction, reduction)
+    layers = [_Layer(f"the output of layer {i}", chosen) for i in range(len(decoder_blocks(model)))]
     final_norms: list[float] = []
     num_sequences = num_tokens = 0
     total = len(batches) if isinstance(batches, Sized) else None
@@ -212,7 +213,7 @@ def measure_outliers(
         attention_entropy=attention.entropy / attention.num_choices,
         num_sequences=num_sequences,
         num_tokens=num_tokens,
-        reduction=reduction,
+        reduction=chosen,
         layers=reports,
     )
 
@@ -245,7 +246,7 @@ def _observe_batch(
     )
 
 
-def _real_tokens(batch: Mapping[str, Shaped[Tensor, "batch length"]]) -> Bool[Tensor, "batch length"]:
+def _real_tokens(batch: Mapping[str, Tensor]) -> Bool[Tensor, "batch length"]:
     if missing := {"input_ids", "attention_mask"} - set(batch):
         raise SparqError(f"a batch needs input_ids and attention_mask, and has no {' and no '.join(sorted(missing))}")
     ids, mask = batch["input_ids"], batch["attention_mask"]
