@@ -1,5 +1,6 @@
 """The step that gathers every number of a run into results.json and report.html."""
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,8 @@ from sparq.tokens import make_example
 from sparq.training import Update, read_log
 
 NUM_CLIPS = 3
+NUM_EXAMPLES = 8
+"""Transcripts of each split in the report; all of them are in `RUN/evaluation`."""
 NO_VOCODER = (
     "TTS audio was not measured: this version has no vocoder. The column gives the error rate of the generated units"
     " against the units of the recording instead; the prompt does not say whose voice is wanted, so it stays high."
@@ -95,7 +98,7 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         seed=recipe.seed,
         settings=to_mapping(recipe),
         corpus=corpus,
-        rows=rows,
+        rows=tuple(_with_few_examples(row) for row in rows),
         wall_seconds={name: stamp.seconds for name, stamp in done.items() if stamp.seconds is not None},
         peak_memory_bytes={name: stamp.peak_memory_bytes for name, stamp in done.items() if stamp.peak_memory_bytes},
         curves={framework: training_curve(run, framework) for framework in recipe.frameworks},
@@ -104,6 +107,17 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         audio=_clips(run, rows),
         notes=_notes(recipe),
     )
+
+
+def _with_few_examples(row: Row) -> Row:
+    """Keep `NUM_EXAMPLES` transcripts of each split, evenly spread and the same for every row."""
+    asr = {
+        name: dataclasses.replace(
+            split, examples=split.examples[:: max(1, len(split.examples) // NUM_EXAMPLES)][:NUM_EXAMPLES]
+        )
+        for name, split in row.asr.items()
+    }
+    return dataclasses.replace(row, asr=asr)
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
