@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparq.recipes import recipe
 
@@ -52,3 +53,15 @@ def test_links_between_documents_lead_somewhere() -> None:
     for page in [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+@pytest.mark.pretrained
+def test_the_python_of_the_readme_runs(smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert smollm2_folder.exists()
+    (code,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    batch = names["batch"]
+    logits = [names[model](batch.input_ids).logits for model in ("smaller", "again")]  # type: ignore[operator, attr-defined]
+    assert torch.equal(*logits)

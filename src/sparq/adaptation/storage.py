@@ -26,9 +26,10 @@ from transformers import PreTrainedModel
 from sparq.adaptation.lora import quiet_peft, vocabulary_modules
 from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
-from sparq.models.loading import load_backbone, quiet_transformers
+from sparq.models.loading import load_backbone
 from sparq.models.speechlm import replace_vocabulary
 from sparq.pretrained import resolve_model
+from sparq.pretrained.quiet import quiet_transformers
 from sparq.tokens import JointVocabulary
 
 FORMAT = 1

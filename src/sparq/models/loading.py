@@ -1,18 +1,16 @@
 """Loading pretrained causal LMs with every tensor accounted for."""
 
-import contextlib
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from sparq.errors import SparqError
 from sparq.files import sha256_file
 from sparq.models.attention import set_attention
+from sparq.pretrained.quiet import quiet_transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,21 +28,6 @@ class LoadedBackbone:
     num_tensors: int
     num_parameters: int
     checksum: str
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and log lines off the terminal; faults are raised as errors instead."""
-    verbosity = transformers.logging.get_verbosity()
-    bar = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        if bar:
-            transformers.utils.logging.enable_progress_bar()
 
 
 def load_backbone(reference: str, *, attention: str = "vanilla", dtype: torch.dtype = torch.float32) -> LoadedBackbone:

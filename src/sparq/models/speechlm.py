@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparq.models.loading import LoadedBackbone, load_backbone, quiet_transformers
+from sparq.models.loading import LoadedBackbone, load_backbone
+from sparq.pretrained.quiet import quiet_transformers
 from sparq.tokens.special import END, PAD
 from sparq.tokens.vocabulary import JointVocabulary
 

@@ -14,11 +14,11 @@ from sparq.pretrained import pretrained_folder
 from sparq.recipes.jobs import FrameworkStep, Step
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe, load_recipe
+from sparq.recipes.report_step import training_curve
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
 from sparq.recipes.steps import run_steps
 from sparq.recipes.train_step import load_split, load_vocabulary, start_training, training_folder
-from sparq.training import read_log
 
 _LOG = logging.getLogger(__name__)
 
@@ -123,16 +123,13 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
     )
     live.train(f"live slice {framework}")
     remove(folder / "live" / "checkpoint")
-    description = read_description(run.model(framework))
-    training = description.training
-    difference = max(
-        abs(update.loss - stored.loss)
-        for update, stored in zip(live.log, read_log(shipped / "train.jsonl"), strict=False)
-    )
+    training = read_description(run.model(framework)).training
+    repeated = training_curve(run, framework).live
+    assert repeated is not None
     _LOG.info(
         "  %s: shipped adapters (%d updates, %d tokens, %.0f minutes of training); %d updates repeated live: loss"
         " %.2f -> %.2f, at most %.4f from the shipped log",
         framework, training["updates"], training["tokens"], training["seconds"] / 60, len(live.log),
-        live.log[0].loss, live.log[-1].loss, difference,
+        live.log[0].loss, live.log[-1].loss, repeated.max_abs_difference,
     )  # fmt: skip
     return [run.model(framework), folder / "train.jsonl", live.log_file]

@@ -23,8 +23,8 @@ from sparq.evaluation import (
 )
 from sparq.files import read_text, write_json
 from sparq.models import load_backbone
-from sparq.models.loading import quiet_transformers
 from sparq.pretrained import resolve_model
+from sparq.pretrained.quiet import quiet_transformers
 from sparq.progress import progress
 from sparq.quantization import load_quantized, quantize
 from sparq.recipes.quantize_step import scheme_of_name

@@ -3,7 +3,7 @@
 from sparq.report.codec import read_results, write_results
 from sparq.report.drop import Drop, average_drop, drops, row_drop
 from sparq.report.html import render_html, write_html
-from sparq.report.provenance import StepTimer, collect_provenance, peak_memory_bytes, utc_now
+from sparq.report.provenance import collect_provenance, utc_now
 from sparq.report.results import (
     FRAMEWORKS,
     FULL,
@@ -46,13 +46,11 @@ __all__ = [
     "Results",
     "Row",
     "SplitSummary",
-    "StepTimer",
     "TrainingCurve",
     "average_drop",
     "collect_provenance",
     "drops",
     "matrix",
-    "peak_memory_bytes",
     "read_results",
     "render_html",
     "render_terminal",

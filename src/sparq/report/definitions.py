@@ -61,8 +61,8 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
     ),
     (
         "Peak memory",
-        "The largest resident size of the process up to the end of the step, plus that of its largest "
-        "finished child. It never falls from one step to the next within one process.",
+        "The largest resident size during the step, of the process or of a child that ended in it, whichever is "
+        "larger. Outside of Linux it is the largest of the process so far.",
     ),
     (
         "inf, nan, -",

@@ -1,15 +1,11 @@
-"""Where numbers come from: code version, packages, machine, time and memory."""
+"""Where numbers come from: code version, packages, machine."""
 
 import contextlib
 import importlib.metadata
 import os
 import platform
-import resource
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -60,43 +56,6 @@ def source_version(file: Path) -> tuple[str, bool | None]:
     if commit is None or changes is None:
         return "unknown", None
     return commit, bool(changes)
-
-
-def peak_memory_bytes() -> int:
-    """Return the largest resident size so far in bytes: this process's plus its largest finished child's.
-
-    The kernel keeps one high-water mark per process, which never falls. The sum with the largest child is an
-    upper bound if one child runs at a time, because the two peaks need not have been at the same moment.
-    """
-    unit = 1 if sys.platform == "darwin" else 1024
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return sum(resource.getrusage(w).ru_maxrss for w in who) * unit
-
-
-@dataclass(kw_only=True)
-class StepTimer:
-    """Collects wall time and peak memory per named step.
-
-    >>> timer = StepTimer()
-    >>> with timer.step("units"):
-    ...     pass
-    >>> list(timer.wall_seconds)
-    ['units']
-
-    A step that runs twice adds up its seconds. Its memory is `peak_memory_bytes()` at its end, so within one
-    process it never falls from one step to the next. A step that raises is not recorded.
-    """
-
-    wall_seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: dict[str, int] = field(default_factory=dict)
-
-    @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Time the body of a `with` statement."""
-        start = time.perf_counter()
-        yield
-        self.wall_seconds[name] = self.wall_seconds.get(name, 0.0) + time.perf_counter() - start
-        self.peak_memory_bytes[name] = max(self.peak_memory_bytes.get(name, 0), peak_memory_bytes())
 
 
 def _git(folder: str, *arguments: str) -> str | None:

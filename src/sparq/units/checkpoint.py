@@ -1,34 +1,19 @@
 """Strict loading of the lower part of a pretrained speech encoder, through transformers."""
 
-import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoFeatureExtractor
-from transformers.utils import logging
 
 from sparq.errors import SparqError
+from sparq.pretrained.quiet import quiet_transformers
 
 _FAULTS = (OSError, ValueError, RuntimeError, KeyError, SafetensorError)
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' bars and reports off the terminal; `load_lower_part` checks what they would tell."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def read_config(model: str) -> Any:
