@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 
 from sparq.data import IGNORE, collate, group_by_length, training_batches
-from sparq.data.batching import corrupt_units, epoch_examples
+from sparq.data.batching import corrupt_units, draw_epoch, epoch_examples
 from sparq.errors import SparqError
 from sparq.tokens import Example, fit_vocabulary
-from sparq.tokens.special import units_to_text
+from sparq.tokens.special import START_OF_SPEECH, units_to_text
 from sparq.tokens.vocabulary import as_line
 from sparq.types import TASKS
 
@@ -86,3 +86,28 @@ def test_corrupted_units_stay_in_the_alphabet(rate: float, seed: int) -> None:
     assert len(out) <= 50
     assert set(out) <= set(range(6))
     assert rate > 0 or out == units
+
+
+@given(shares=st.lists(st.sampled_from([0.0, 0.25, 1.0, 2.5]), min_size=1, max_size=20))
+def test_an_epoch_shows_an_utterance_as_often_as_its_share(shares: list[float]) -> None:
+    random = np.random.default_rng(0)
+    epochs = [np.bincount(draw_epoch(np.array(shares), random=random), minlength=len(shares)) for _ in range(400)]
+    for times, share in zip(np.transpose(epochs), shares, strict=True):
+        assert set(times) <= {int(np.floor(share)), int(np.ceil(share))}
+        assert abs(times.mean() - share) < 0.11  # over four standard deviations of the mean
+
+
+def test_shares_of_one_change_nothing_and_of_zero_leave_out() -> None:
+    options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0}
+
+    def first(**more: object) -> list[list[int]]:
+        stream = training_batches(SAID, VOCABULARY, **options, **more)  # type: ignore[arg-type]
+        return [row for batch in itertools.islice(stream, 30) for row in batch.input_ids.tolist()]
+
+    assert first() == first(shares=np.ones(len(SAID)))
+    # What has no text is speechlm; without it and with ASR alone every sequence starts as a heard one.
+    options["weights"] = {task: float(task == "asr") for task in TASKS}
+    heard = VOCABULARY.token_id(START_OF_SPEECH)
+    assert {row[0] == heard for row in first()} == {True, False}
+    with_text = np.array([float(bool(said.text)) for said in SAID])
+    assert {row[0] == heard for row in first(shares=with_text)} == {True}

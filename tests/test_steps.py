@@ -1,7 +1,7 @@
 """The runner: each step once, in order, with a stamp that says what it used and made."""
 
 import dataclasses
-import gc
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -63,27 +63,35 @@ def test_stamps_say_what_was_used_and_made(recipe: Recipe, run: RunFolder) -> No
 def test_peak_memory_is_of_the_step_alone(recipe: Recipe, run: RunFolder) -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("only Linux can reset the peak")
-    hungry = 256 << 20
-
-    def big(recipe: Recipe, folder: RunFolder) -> list[Path]:
-        assert len(bytearray(b"x") * hungry) == hungry
-        return []
-
-    base = dataclasses.replace(STEPS[0], files=lambda _: ())
-    assert isinstance(base, Step)
-    steps = [
-        dataclasses.replace(base, name=name, run=work, owns=(name,))
-        for name, work in (("before", fake_small), ("big", big), ("after", fake_small))
-    ]
-    # Models of earlier tests that wait in reference cycles would be freed in the middle and hide what `big` takes.
-    gc.collect()
-    run_steps(recipe, run, steps)
+    # In a process of its own: memory that earlier tests give back in the middle would hide what `big` takes.
+    child = multiprocessing.get_context("spawn").Process(target=_run_a_hungry_step, args=(recipe, run.path))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
     peak = {name: stamp.peak_memory_bytes for name in ("before", "big", "after") if (stamp := run.stamp(name))}
     assert peak["big"] is not None
     assert peak["after"] is not None
     assert peak["before"] is not None
-    assert peak["big"] - peak["before"] > hungry * 0.8
-    assert peak["after"] - peak["before"] < hungry * 0.5
+    assert peak["big"] - peak["before"] > HUNGRY * 0.8
+    assert peak["after"] - peak["before"] < HUNGRY * 0.5
+
+
+HUNGRY = 256 << 20
+
+
+def _run_a_hungry_step(recipe: Recipe, path: Path) -> None:
+    base = dataclasses.replace(STEPS[0], files=lambda _: ())
+    assert isinstance(base, Step)
+    steps = [
+        dataclasses.replace(base, name=name, run=work, owns=(name,))
+        for name, work in (("before", fake_small), ("big", fake_big), ("after", fake_small))
+    ]
+    run_steps(recipe, RunFolder(path), steps)
+
+
+def fake_big(recipe: Recipe, folder: RunFolder) -> list[Path]:
+    assert len(bytearray(b"x") * HUNGRY) == HUNGRY
+    return []
 
 
 def fake_small(recipe: Recipe, folder: RunFolder) -> list[Path]:

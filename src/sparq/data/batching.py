@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparq.errors import SparqError
@@ -91,6 +91,13 @@ def epoch_examples(
     return examples
 
 
+def draw_epoch(shares: Float[np.ndarray, "utterances"], *, random: np.random.Generator) -> list[int]:
+    """Return the utterances of an epoch by number: a share of 2.3 is shown twice, and with probability .3 once more."""
+    whole = np.floor(shares)
+    times = whole + (random.random(len(shares)) < shares - whole)
+    return np.repeat(np.arange(len(shares)), times.astype(int)).tolist()
+
+
 def group_by_length(
     examples: Sequence[Example], *, batch_tokens: int, random: np.random.Generator
 ) -> list[list[Example]]:
@@ -137,15 +144,30 @@ def training_batches(
     seed: int,
     pad_id: int,
     unit_noise: float = 0.0,
+    shares: Float[np.ndarray, "utterances"] | None = None,
     skip: int = 0,
 ) -> Iterator[Batch]:
-    """Yield batches without end, epoch after epoch, leaving out the first `skip` of the whole stream."""
+    """Yield batches without end, epoch after epoch, leaving out the first `skip` of the whole stream.
+
+    Args:
+        utterances: the training split.
+        vocabulary: the joint vocabulary.
+        weights: how often each task is drawn.
+        batch_tokens: padded tokens of a batch at most.
+        seed: of the run.
+        pad_id: token of the padding.
+        unit_noise: rate of `corrupt_units` in ASR prompts.
+        shares: how often each utterance is shown in an epoch, see `draw_epoch`; once if None.
+        skip: batches to leave out.
+    """
     assert utterances, "an empty training split has no batches"
+    assert shares is None or shares.any(), "an epoch without an utterance would never end"
     epoch = 0
     while True:
-        examples = epoch_examples(
-            utterances, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise
-        )
+        shown = utterances
+        if shares is not None:
+            shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
+        examples = epoch_examples(shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise)
         random = np.random.default_rng([seed, epoch, 1])
         for group in group_by_length(examples, batch_tokens=batch_tokens, random=random):
             if skip > 0:

@@ -82,6 +82,7 @@ class TrainConfig:
         clip_norm: largest norm of the gradient; VoxtLM's.
         schedule: what the rate does after the warm-up.
         task_weights: how often each task is drawn.
+        corpus_weights: how often an epoch shows each utterance of a corpus; a corpus not named is shown once.
         unit_noise: share of the units in ASR prompts that are dropped or replaced at random; 0 for none.
         dtype: type of the forward pass; the optimizer works in float32.
         checkpoint_updates: updates between two resumable states.
@@ -103,6 +104,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
     task_weights: TaskWeights = field(default_factory=TaskWeights)
+    corpus_weights: dict[str, float] = field(default_factory=dict)
     unit_noise: float = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_updates: int = field(default=50, metadata=NO_EFFECT)
@@ -120,6 +122,8 @@ class TrainConfig:
         check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
         check_unique(f"{where}.targets", self.targets)
         self.task_weights.validate(f"{where}.task_weights")
+        for corpus, weight in self.corpus_weights.items():
+            check(weight >= 0, f"{where}.corpus_weights.{corpus}", weight, "at least 0")
         # Otherwise the peak rate would never be reached, and nobody would see it.
         right = f"from 0 to {where}.updates, {self.updates}"
         check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)

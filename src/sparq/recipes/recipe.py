@@ -86,6 +86,9 @@ class Recipe:
         check_names("recipe.frameworks", self.frameworks, FRAMEWORKS)
         for name in ("prepare", "units", "vocab", "model", "train", "quantize", "evaluate"):
             getattr(self, name).validate(f"recipe.{name}")
+        corpora = {source.corpus for source in self.prepare.sources}
+        for corpus in self.train.corpus_weights:
+            check(corpus in corpora, "recipe.train.corpus_weights", corpus, f"one of {', '.join(sorted(corpora))}")
         right = f"more than recipe.units.k, {self.units.k}, because each unit is a piece"
         check(self.vocab.size > self.units.k, "recipe.vocab.size", self.vocab.size, right)
 

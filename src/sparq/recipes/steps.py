@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import resource
 import sys
 import time
@@ -162,7 +163,17 @@ def _reset_peak_memory() -> int:
 
 def _peak_memory_bytes(children_before: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = _own_peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     # A child's peak is of this step only if it is higher than all before.
     return max(own, children if children > children_before else 0) * unit
+
+
+def _own_peak() -> int | None:
+    """Return Linux's high-water mark in KiB; getrusage's also has what the parent held when it forked this process."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) if found else None

@@ -39,13 +39,20 @@ class Spoken:
 
     id: str
     speaker: str
+    corpus: str
     text: str
     units: list[int]
 
 
 def as_spoken(utterance: UnitUtterance) -> Spoken:
     """Return a stored utterance in that form."""
-    return Spoken(id=utterance.id, speaker=utterance.speaker, text=utterance.text, units=utterance.units.tolist())
+    return Spoken(
+        id=utterance.id,
+        speaker=utterance.speaker,
+        corpus=utterance.corpus,
+        text=utterance.text,
+        units=utterance.units.tolist(),
+    )
 
 
 def load_split(run: RunFolder, split: str, vocabulary: JointVocabulary) -> list[Spoken]:
@@ -103,10 +110,15 @@ def start_training(
     if not any(u.text for u in utterances) and not weights["speechlm"]:
         raise SparqError("no training utterance has text, and task_weights.speechlm is 0: nothing to train on")
 
+    # An epoch may show a corpus more often than another, or not at all.
+    shares = np.array([train.corpus_weights.get(u.corpus, 1.0) for u in utterances])
+    if not shares.any():
+        raise SparqError(f"train.corpus_weights {train.corpus_weights} leave no training utterance: raise one above 0")
+
     def batches(skip: int) -> Iterator[Batch]:
         return training_batches(
             utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
-            pad_id=pad, unit_noise=train.unit_noise, skip=skip,
+            pad_id=pad, unit_noise=train.unit_noise, shares=shares, skip=skip,
         )  # fmt: skip
 
     settings = dataclasses.replace(training_settings(recipe), stop_after=updates)

@@ -133,7 +133,7 @@ def plan_shards(utterances: Sequence[Utterance], kmeans: KMeans, folder: Path, s
                 "kmeans": kmeans.fingerprint,
                 "k": kmeans.k,
                 "dedup": settings.dedup,
-                "utterances": fingerprint([[u.id, u.speaker, u.text, u.seconds] for u in group]),
+                "utterances": fingerprint([[u.id, u.speaker, u.corpus, u.text, u.seconds] for u in group]),
             }
             path = shard_path(folder, split, index)
             shards.append(Shard(split=split, index=index, path=path, utterances=group, identity=identity))
@@ -184,6 +184,7 @@ def _write(
             UnitUtterance(
                 id=utterance.id,
                 speaker=utterance.speaker,
+                corpus=utterance.corpus,
                 text=utterance.text,
                 seconds=utterance.seconds,
                 units=units,

@@ -20,6 +20,7 @@ SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), nullable=False),
         pa.field("speaker", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
         pa.field("text", pa.string(), nullable=False),
         pa.field("seconds", pa.float64(), nullable=False),
         pa.field("units", pa.list_(pa.field("item", pa.uint16(), nullable=False)), nullable=False),
@@ -36,6 +37,7 @@ class UnitUtterance:
     Attributes:
         id: as in the manifest.
         speaker: as in the manifest.
+        corpus: as in the manifest.
         text: as in the manifest; may be empty.
         seconds: length of the audio.
         units: the units; without repetition if the run de-duplicates.
@@ -44,6 +46,7 @@ class UnitUtterance:
 
     id: str
     speaker: str
+    corpus: str
     text: str
     seconds: Seconds
     units: UInt16[np.ndarray, "units"]
@@ -147,10 +150,10 @@ def read_shard(path: Path) -> list[UnitUtterance]:
     except (pa.ArrowException, OSError) as error:
         raise SparqError(f"{path} is not a shard of units: {str(error).splitlines()[0]}") from error
     units, durations = (_arrays(table[name]) for name in ("units", "durations"))
-    scalars = (table[name].to_pylist() for name in ("id", "speaker", "text", "seconds"))
+    scalars = (table[name].to_pylist() for name in ("id", "speaker", "corpus", "text", "seconds"))
     return [
-        UnitUtterance(id=i, speaker=s, text=t, seconds=n, units=u, durations=d)
-        for i, s, t, n, u, d in zip(*scalars, units, durations, strict=True)
+        UnitUtterance(id=i, speaker=s, corpus=c, text=t, seconds=n, units=u, durations=d)
+        for i, s, c, t, n, u, d in zip(*scalars, units, durations, strict=True)
     ]
 
 
