@@ -23,7 +23,7 @@ from sparq.evaluation.attention_statistics import SINK_THRESHOLD, AttentionSums
 from sparq.evaluation.moments import Moments, kurtosis
 from sparq.evaluation.observation import observe
 from sparq.evaluation.outliers import OutlierReport, Reduction, measure_outliers
-from sparq.models.attention import set_attention
+from sparq.models import convert
 from sparq.models.families import decoder_blocks
 
 Batch = Mapping[str, Tensor]
@@ -312,7 +312,7 @@ def test_sdpa_models_are_measured_with_the_eager_formula(model: PreTrainedModel)
 def test_converted_models(request: pytest.FixtureRequest, name: str, variant: str) -> None:
     model, rows = request.getfixturevalue(name), sequences(7, 4, 12)
     reference = measure_outliers(eager(model), one_by_one(rows))
-    set_attention(model, variant)
+    convert(model, variant)
     report = measure_outliers(model, [padded(rows, "left", to=15)])
     close(report, measure_outliers(model, one_by_one(rows)))
     assert model.config._attn_implementation == f"sparq_{variant}"  # as before
@@ -487,5 +487,5 @@ def test_a_pretrained_model_carries_massive_activations_on_its_first_token(smoll
     assert norms[:, 0].max() > 10 * norms[:, 1:].max()
     layer, head = most_sinky_head(model, ids[0])
     assert attention_map(model, ids[0], layer, head)[1:, 0].mean() > 0.9
-    softened = measure_outliers(set_attention(model, "softmax1"), [batch])
+    softened = measure_outliers(convert(model, "softmax1"), [batch])
     assert 0.8 < softened.attention_mass < 0.999

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparq.errors import SparqError
-from sparq.models.attention import set_attention
+from sparq.models import convert
 from sparq.models.families import named_linears
 from sparq.quantization import (
     QuantizationScheme,
@@ -195,7 +195,7 @@ def test_the_file_is_small(bits: int, limit: float, tmp_path: Path) -> None:
 def test_attention_variants_survive_quantization_and_storage(
     name: str, variant: str, ids: Tensor, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    model = set_attention(request.getfixturevalue(name), variant)
+    model = convert(request.getfixturevalue(name), variant)
     mask = torch.ones_like(ids)
     mask[0, :3] = 0
     batch = {"input_ids": ids, "attention_mask": mask}

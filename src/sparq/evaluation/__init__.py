@@ -5,11 +5,13 @@ from sparq.evaluation.generation import generate_targets
 from sparq.evaluation.outliers import OutlierReport, measure_outliers
 from sparq.evaluation.perplexity import Perplexity, prose_perplexity, task_perplexity
 from sparq.evaluation.recognition import Transcribed, WordErrors, word_errors
+from sparq.evaluation.removed_mass import RemovedMass, removed_mass
 from sparq.evaluation.synthesis import UnitErrors, unit_errors
 
 __all__ = [
     "OutlierReport",
     "Perplexity",
+    "RemovedMass",
     "Transcribed",
     "UnitErrors",
     "WordErrors",
@@ -18,6 +20,7 @@ __all__ = [
     "measure_outliers",
     "most_sinky_head",
     "prose_perplexity",
+    "removed_mass",
     "task_perplexity",
     "token_norms",
     "unit_errors",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparq.errors import SparqError
-from sparq.models.attention import recording_attention
+from sparq.models.conversion import recording_attention
 from sparq.models.families import decoder_blocks, family_of
 
 OnHidden = Callable[[int, Float[Tensor, "batch length hidden"]], None]

@@ -1,18 +1,16 @@
 """Pretrained causal LMs with outlier-free attention."""
 
-from sparq.models.attention import recording_attention, register_attention, set_attention
-from sparq.models.loading import LoadedBackbone, load_backbone
-from sparq.models.softmax import ATTENTION_VARIANTS, AttentionVariant, attention_probabilities
+from sparq.models.conversion import convert, converted_layers, recording_attention, saved_attention
+from sparq.models.loading import LoadedBackbone, load_backbone, load_model
 from sparq.models.speechlm import build_speechlm
 
 __all__ = [
-    "ATTENTION_VARIANTS",
-    "AttentionVariant",
     "LoadedBackbone",
-    "attention_probabilities",
     "build_speechlm",
+    "convert",
+    "converted_layers",
     "load_backbone",
+    "load_model",
     "recording_attention",
-    "register_attention",
-    "set_attention",
+    "saved_attention",
 ]

@@ -1,5 +1,6 @@
 """What differs between the supported model families, as data: where the blocks, linear layers and norms are."""
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -64,7 +65,25 @@ _OPT = Family(
     lora_targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
 )
 
-FAMILIES: dict[str, Family] = {family.model_type: family for family in (_LLAMA, _OPT)}
+# Their blocks are Llama's, as far as anything here can see: Qwen2 has biases, Qwen3 norms between projections and
+# rotation, Mistral a sliding window.
+_MISTRAL, _QWEN2, _QWEN3 = (dataclasses.replace(_LLAMA, model_type=name) for name in ("mistral", "qwen2", "qwen3"))
+
+_GPT_NEOX = Family(
+    model_type="gpt_neox",
+    blocks="gpt_neox.layers",
+    attention="attention",
+    linears=("attention.query_key_value", "attention.dense", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    norm_groups=(
+        NormGroup(norm="input_layernorm", linears=("attention.query_key_value",)),
+        NormGroup(norm="post_attention_layernorm", linears=("mlp.dense_h_to_4h",)),
+    ),
+    lora_targets=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
+)
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family for family in (_LLAMA, _OPT, _MISTRAL, _QWEN2, _QWEN3, _GPT_NEOX)
+}
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -97,3 +116,9 @@ def named_linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     for index, block in enumerate(decoder_blocks(model)):
         for name in family.linears:
             yield f"{family.blocks}.{index}.{name}", block.get_submodule(name)
+
+
+def attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the attention module of every block."""
+    family = family_of(model)
+    return [block.get_submodule(family.attention) for block in decoder_blocks(model)]

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from sparq.attention import IMPLEMENTATION
 from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
-from sparq.models.attention import register_attention
+from sparq.models.conversion import convert, saved_attention
 from sparq.models.families import named_linears
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.packing import field_width, pack, unpack
@@ -146,9 +147,12 @@ def _without_aliases(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], di
 
 
 def _build_causal_lm(config: PretrainedConfig) -> PreTrainedModel:
-    register_attention()
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    return model
+    converted = config._attn_implementation == IMPLEMENTATION
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        config, attn_implementation="sdpa" if converted else config._attn_implementation
+    )
+    spec = saved_attention(model)
+    return convert(model, spec) if converted and spec is not None else model
 
 
 def _build(
