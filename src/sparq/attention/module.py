@@ -71,9 +71,14 @@ class OutlierFreeAttention(nn.Module):
 
         Only the layer sees the hidden states that gates need, and OPT keeps `output_attentions` to itself.
         """
-        hidden_states = args[0] if args else kwargs["hidden_states"]
-        self._gates = None if self.gate is None else self.gate(hidden_states)
+        if self.gate is not None:
+            self.take_gates(args[0] if args else kwargs["hidden_states"])
         self._asked = bool(kwargs.get("output_attentions") or getattr(layer.config, "output_attentions", False))
+
+    def take_gates(self, hidden_states: Float[Tensor, "batch queries hidden"]) -> None:
+        """Compute the gates of the next output."""
+        assert self.gate is not None
+        self._gates = self.gate(hidden_states)
 
     def forward(
         self,

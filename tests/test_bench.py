@@ -1,0 +1,87 @@
+"""The benchmark's arithmetic on a clock of its own, its memory on known allocations, and its table."""
+
+import itertools
+
+import pytest
+import torch
+
+from sparq.bench import AttentionCase, bench_attention, default_cases, interleave
+from sparq.bench.memory import peak_bytes
+from sparq.cli.main import main
+
+
+def test_ratios_are_within_rounds() -> None:
+    """The machine slows down threefold in the middle; the ratio does not change."""
+    now, order = 0.0, []
+    slow = itertools.chain(itertools.repeat(1.0, 12), itertools.repeat(3.0))
+
+    def work(name: str, seconds: float) -> None:
+        nonlocal now
+        order.append(name)
+        now += seconds * next(slow)
+
+    found = interleave(
+        {"base": lambda: work("base", 1.0), "other": lambda: work("other", 1.5)},
+        baseline="base", rounds=7, clock=lambda: now,
+    )  # fmt: skip
+    assert found["base"].median == 1.0
+    assert found["other"].median == 1.5
+    assert found["other"].low == found["other"].high == 1.5
+    assert found["other"].seconds == 4.5
+    rounds = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert len(rounds) == 8
+    assert {round[0] for round in rounds} == {"base", "other"}
+    assert all(sorted(round) == ["base", "base", "other"] for round in rounds)
+
+
+def test_peak_memory_of_a_call() -> None:
+    size = 64 << 20
+
+    def hungry() -> None:
+        torch.ones(size, dtype=torch.uint8)
+
+    peak = peak_bytes(hungry, torch.device("cpu"))
+    if peak is None:
+        pytest.skip("only Linux can reset the peak")
+    assert 0.9 * size < peak < 1.5 * size
+
+
+@pytest.fixture
+def tiny_cases() -> list[AttentionCase]:
+    return [
+        AttentionCase(kind=kind, length=300, dtype=torch.float32) for kind in ("forward", "forward+backward", "decode")
+    ]
+
+
+def test_every_variant_is_measured(tiny_cases: list[AttentionCase]) -> None:
+    rows = list(bench_attention(tiny_cases, rounds=3, device=torch.device("cpu")))
+    names = {kind: {row.variant for row in rows if row.case.kind == kind} for kind in ("forward", "decode")}
+    assert names["forward"] == {"sdpa", "softmax1", "learned_sink", "max_shift"}
+    assert names["decode"] > names["forward"]
+    assert all(row.time.median > 0 for row in rows)
+    assert {case.length for case in default_cases([torch.float32], [512, 2048]) if case.kind == "decode"} == {2048}
+
+
+def test_fused_attention_has_no_square() -> None:
+    """At 4096 keys a square of probabilities of nine heads takes 600 MB, all that is linear 30 MB."""
+    case = AttentionCase(kind="forward+backward", length=4096, dtype=torch.float32)
+    rows = bench_attention([case], rounds=3, device=torch.device("cpu"), variants=["softmax1", "max_shift"])
+    memory = {row.variant: row.memory for row in rows}
+    if memory["sdpa"] is None:
+        pytest.skip("only Linux can reset the peak")
+    assert max(value for value in memory.values() if value is not None) < 3
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "attention", "--lengths", "512", "--dtypes", "float32", "--rounds", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].startswith("| dtype | pass | length | attention |")
+    assert len([line for line in lines if "`softmax1`" in line]) == 2
+    for wrong, message in (
+        (["--rounds", "2"], "--rounds is 2: quartiles need at least 3"),
+        (["--dtypes", "float8"], "unknown dtype 'float8'"),
+        (["--variants", "softmax2"], "unknown attention 'softmax2'"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+    ):
+        assert main(["bench", "attention", *wrong]) == 2
+        assert message in capsys.readouterr().err
