@@ -113,7 +113,11 @@ class OutlierFreeAttention(nn.Module):
             return True
         if self.is_softmax:
             return False
-        fusible = self.spec.clip is None and self.spec.normalization in ("softmax1", "learned_sink", "max_shift")
+        # For a single query the kernel and a search for the maximum read the keys twice, writing out once.
+        fusible = self.spec.clip is None and (
+            self.spec.normalization in ("softmax1", "learned_sink")
+            or (self.spec.normalization == "max_shift" and query.shape[2] > 1)
+        )
         return not fusible or query.device.type != "cpu" or dropout > 0
 
     def gated(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from sparq.bench.interleaved import Ratio, interleave
 from sparq.bench.memory import peak_bytes
 
 Pass = Literal["forward", "forward+backward", "decode"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
 BASELINE = "sdpa"
 TRAINED = ("softmax1", "learned_sink", "max_shift")
 DECODED = (*TRAINED, "vanilla", "none", "l1", "mean", "clipped", "softmax1+gated")
@@ -58,9 +59,10 @@ class Measured:
     memory: float | None
 
 
-def default_cases(dtypes: Sequence[torch.dtype], lengths: Sequence[int]) -> list[AttentionCase]:
+def default_cases(
+    dtypes: Sequence[torch.dtype], lengths: Sequence[int], kinds: Sequence[Pass] = PASSES
+) -> list[AttentionCase]:
     """Return the cases of the benchmark table; decoding starts at 1024 keys."""
-    kinds: tuple[Pass, ...] = ("forward", "forward+backward", "decode")
     return [
         AttentionCase(kind=kind, length=length, dtype=dtype)
         for dtype in dtypes

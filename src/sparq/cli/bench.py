@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from sparq.bench import Measured
 
 _DTYPES = ("float32", "bfloat16", "float16")
+_PASSES = ("forward", "forward+backward", "decode")
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 
@@ -23,6 +24,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("what", metavar="attention", choices=["attention"], help="what to compare: attention")
     parser.add_argument("--dtypes", metavar="NAME", nargs="+", default=["float32", "bfloat16"], help="types")
+    parser.add_argument("--passes", metavar="NAME", nargs="+", default=list(_PASSES), help="what is run")
     parser.add_argument(
         "--lengths", metavar="N", nargs="+", type=positive, default=list(_LENGTHS), help="sequence lengths"
     )
@@ -41,6 +43,9 @@ def bench(arguments: argparse.Namespace) -> None:
     for name in arguments.dtypes:
         if name not in _DTYPES:
             raise unknown("dtype", name, _DTYPES)
+    for name in arguments.passes:
+        if name not in _PASSES:
+            raise unknown("pass", name, _PASSES)
     import torch
 
     from sparq.attention import AttentionSpec
@@ -56,7 +61,8 @@ def bench(arguments: argparse.Namespace) -> None:
     print(_machine(device))
     print("\n| dtype | pass | length | attention | time | quartiles | ms | peak memory |")
     print("|---|---|---|---|---|---|---|---|")
-    cases = default_cases([getattr(torch, name) for name in arguments.dtypes], arguments.lengths)
+    dtypes = [getattr(torch, name) for name in arguments.dtypes]
+    cases = default_cases(dtypes, arguments.lengths, arguments.passes)
     for row in bench_attention(cases, rounds=arguments.rounds, device=device, variants=arguments.variants):
         print(_row(row), flush=True)
 

@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from sparq.cli import apply, bench, convert, demo, pipeline, pretrained
+from sparq.cli import apply, bench, convert, demo, outliers, pipeline, pretrained
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, convert, bench, pretrained)
+_GROUPS = (pipeline, demo, apply, outliers, convert, bench, pretrained)
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""

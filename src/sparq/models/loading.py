@@ -13,6 +13,7 @@ from sparq.attention import CHILD, AttentionSpec, OutlierFreeAttention
 from sparq.errors import SparqError
 from sparq.files import sha256_file
 from sparq.models.conversion import convert, saved_attention
+from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
 
 
@@ -40,8 +41,8 @@ def load_model(
     replace: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """Load a causal LM from a folder or a hub name; the arguments are those of `load_backbone`."""
-    return load_backbone(reference, attention=attention, replace=replace, dtype=dtype).model
+    """Load a causal LM from a folder, a hub name or `pretrained:NAME`; the arguments are those of `load_backbone`."""
+    return load_backbone(resolve_model(reference), attention=attention, replace=replace, dtype=dtype).model
 
 
 def load_backbone(

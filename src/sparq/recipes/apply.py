@@ -39,7 +39,14 @@ def _load(folder: Path, precision: str) -> tuple[SpeechLM, PreTrainedModel]:
     return speechlm, load_quantized(quantized)
 
 
-def _units(speechlm: SpeechLM, files: Sequence[Path]) -> list[list[int]]:
+def encode_recordings(speechlm: SpeechLM, files: Sequence[Path]) -> list[list[int]]:
+    """Return the units of recordings as the model was trained on them.
+
+    Raises:
+        SparqError: a recording is not fit for it, or the k-means is not the model's.
+    """
+    if not files:
+        return []
     kmeans = KMeans.load(speechlm.kmeans_file)
     if kmeans.fingerprint != speechlm.description.units_fingerprint:
         raise SparqError(
@@ -66,7 +73,7 @@ def transcribe(*, model: Path, files: Sequence[Path], precision: str = "full", m
         SparqError: a file or the model is not fit for it; nothing is transcribed then.
     """
     speechlm, network = _load(model, precision)
-    prompts = [prompt_ids(speechlm.vocabulary, "asr", units=units) for units in _units(speechlm, files)]
+    prompts = [prompt_ids(speechlm.vocabulary, "asr", units=units) for units in encode_recordings(speechlm, files)]
     generated = generate_targets(network, speechlm.vocabulary, prompts, max_new_tokens=max_new)
     return [
         Transcript(path=file, text=speechlm.vocabulary.decode_text(ids))
@@ -94,7 +101,7 @@ def continue_audio(*, model: Path, file: Path, precision: str = "full", max_new:
     """
     speechlm, network = _load(model, precision)
     vocabulary = speechlm.vocabulary
-    (units,) = _units(speechlm, [file])
+    (units,) = encode_recordings(speechlm, [file])
     prompt = (*prompt_ids(vocabulary, "speechlm"), *vocabulary.encode_units(units))
     (ids,) = generate_targets(network, vocabulary, [prompt], max_new_tokens=max_new)
     return " ".join(map(str, vocabulary.decode_units(ids)))

@@ -27,12 +27,13 @@ from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
 from sparq.progress import progress
 from sparq.quantization import load_quantized, quantize
+from sparq.recipes.pictures import outlier_figures
 from sparq.recipes.quantize_step import scheme_of_name
 from sparq.recipes.recipe import EvaluateConfig, Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
 from sparq.recipes.train_step import Spoken, load_split
-from sparq.report import AsrSplit, ErrorRate, Example, LayerOutliers, Outliers, Perplexity, Row
+from sparq.report import AsrSplit, ErrorRate, Example, Outliers, Perplexity, Row
 from sparq.report.codec import to_json
 from sparq.tokens import JointVocabulary, make_example, prompt_ids
 from sparq.types import Task
@@ -208,25 +209,7 @@ def _outliers(model: PreTrainedModel, vocabulary: JointVocabulary, utterances: S
                 result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         return result
 
-    report = measure_outliers(model, batches())
-    return Outliers(
-        max_inf_norm=report.max_inf_norm,
-        mean_kurtosis=report.mean_kurtosis,
-        attention_mass=report.attention_mass,
-        first_token_share=report.first_token_share,
-        tokens=report.num_tokens,
-        final_norm_max_inf_norm=report.final_norm_max_inf_norm,
-        per_layer=tuple(
-            LayerOutliers(
-                layer=index,
-                max_inf_norm=layer.max_inf_norm,
-                kurtosis=layer.kurtosis,
-                attention_mass=layer.attention_mass,
-                first_token_share=layer.first_token_share,
-            )
-            for index, layer in enumerate(report.layers)
-        ),
-    )
+    return outlier_figures(measure_outliers(model, batches()))
 
 
 class _Prose:

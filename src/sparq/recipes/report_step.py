@@ -5,33 +5,29 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.audio.manifest import read_manifest
 from sparq.configuration import to_mapping
-from sparq.evaluation import attention_map, most_sinky_head, token_norms
 from sparq.files import read_json, remove
 from sparq.pretrained import resolve_model, weights_note
 from sparq.recipes.evaluate_step import test_splits
+from sparq.recipes.pictures import Pictures
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
 from sparq.recipes.train_step import Spoken, load_split, training_folder
 from sparq.report import (
     FULL,
-    AttentionMap,
     AudioSample,
     CurvePoint,
-    HiddenMap,
     LiveSlice,
     Results,
     Row,
     SplitSummary,
     TrainingCurve,
     collect_provenance,
-    matrix,
     utc_now,
     write_html,
     write_results,
@@ -74,21 +70,12 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
             utterances=len(own),
             speakers=len({(u.corpus, u.speaker) for u in own}),
         )
-    attention, hidden = [], []
+    pictures = Pictures()
     sample: Spoken | None = None
-    # One head for all frameworks, chosen on the first: the one that looks most at the first token.
-    head: tuple[int, int] | None = None
     for framework in recipe.frameworks:
         speechlm = load_speechlm(run.model(framework))
         sample = sample or _sample(run, speechlm)
-        ids, labels = _sequence(speechlm, sample)
-        head = head or most_sinky_head(speechlm.model, ids)
-        weights = attention_map(speechlm.model, ids, *head).numpy()
-        attention.append(
-            AttentionMap(framework=framework, layer=head[0], head=head[1], weights=matrix(weights), labels=labels)
-        )
-        norms = token_norms(speechlm.model, ids).numpy().T
-        hidden.append(HiddenMap(framework=framework, norms=matrix(np.ascontiguousarray(norms)), labels=labels))
+        pictures.add(framework, speechlm.model, *_sequence(speechlm, sample))
     stamps = {path.stem: run.stamp(path.stem) for path in sorted(run.steps.glob("*.json"))}
     done = {name: stamp for name, stamp in stamps.items() if stamp and stamp.seconds is not None}
     return Results(
@@ -102,8 +89,8 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         wall_seconds={name: stamp.seconds for name, stamp in done.items() if stamp.seconds is not None},
         peak_memory_bytes={name: stamp.peak_memory_bytes for name, stamp in done.items() if stamp.peak_memory_bytes},
         curves={framework: training_curve(run, framework) for framework in recipe.frameworks},
-        attention_maps=tuple(attention),
-        hidden_maps=tuple(hidden),
+        attention_maps=tuple(pictures.attention),
+        hidden_maps=tuple(pictures.hidden),
         audio=_clips(run, rows),
         notes=_notes(recipe),
     )

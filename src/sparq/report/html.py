@@ -107,7 +107,7 @@ def render_html(results: Results, *, folder: Path) -> str:
 
 _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("summary", "Summary", ()),
-    ("tasks", "Four tasks", ()),
+    ("tasks", "Four tasks", ("main",)),
     ("prose", "Prose", ("prose",)),
     ("asr", "Recognition", ("asr",)),
     ("outliers", "Outliers", ("outliers", "hidden_maps")),

@@ -97,7 +97,7 @@ def _outliers(results: Results) -> list[str]:
     if not norms:
         return []
     shown = listed([f"{show_number(norm)} with {framework}" for framework, norm in norms.items()])
-    sentence = f"The largest activation of the adapted model at full precision is {shown}"
+    sentence = f"The largest activation at full precision is {shown}"
     smallest, largest = (pick(norms, key=norms.__getitem__) for pick in (min, max))
     if 0 < norms[smallest] < norms[largest] < math.inf:
         factor = show_number(norms[largest] / norms[smallest])

@@ -41,8 +41,10 @@ class Table:
     numeric: bool = True
 
 
-def main_table(results: Results) -> Table:
-    """Return framework x precision x four metrics, with the average performance drop of each row."""
+def main_table(results: Results) -> Table | None:
+    """Return framework x precision x four metrics, with each row's average performance drop; None without any."""
+    if all(_value(row, name) is None for row in results.rows for name in METRICS):
+        return None
     found = drops(results)
     stressed = _least_drops(results, found)
     groups = []
@@ -121,7 +123,7 @@ def outlier_table(results: Results) -> Table | None:
         )
         groups.setdefault(row.framework, []).append(Line(cells=cells))
     return Table(
-        caption="Outliers of the adapted models",
+        caption="Outliers of layer outputs, and attention",
         columns=(
             "Framework",
             "Precision",

@@ -1,0 +1,133 @@
+"""Measure every attention on SmolLM2-135M without training: docs/attention.json, and the table and figure made of it.
+
+python scripts/attention_table.py measure     # minutes; writes docs/attention.json
+python scripts/attention_table.py draw        # writes docs/attention-pareto.svg, prints the table
+
+"""
+
+import json
+import math
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from transformers import AutoTokenizer
+
+from sparq.attention import AttentionSpec, Clip, SinkSchedule
+from sparq.errors import SparqError
+from sparq.evaluation import measure_outliers, prose_perplexity
+from sparq.models import convert, load_model
+from sparq.pretrained import resolve_model
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+CONTEXT = 512
+
+SPECS: dict[str, AttentionSpec] = {
+    name: AttentionSpec.parse(name)
+    for name in (
+        "vanilla", "vanilla_max_shift", "softmax1", "none", "mean", "l1", "max_shift", "clipped", "softmax1+clipped",
+        "gated", "softmax1+gated",
+    )
+}  # fmt: skip
+SPECS |= {f"clipped, T = {length}": AttentionSpec(clip=Clip(length=length)) for length in (2048, 8192)}
+WEIGHTS = (1 / 16, 1 / 4, 1 / 2, 2.0, 4.0, 16.0)
+"""Weights of a sink between `vanilla` (0) and `softmax1` (1), and beyond."""
+
+
+def measure() -> None:
+    folder = resolve_model("pretrained:smollm2-135m")
+    text = (files("sparq") / "demo" / "prose.txt").read_text(encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
+    batches = [
+        {"input_ids": piece[None], "attention_mask": torch.ones_like(piece[None])} for piece in ids.split(CONTEXT)
+    ]
+    rows = []
+    cases = [*SPECS, *(f"sink of weight {weight:g}" for weight in WEIGHTS)]
+    for number, name in enumerate(cases):
+        model = load_model(folder)
+        if name in SPECS:
+            convert(model, SPECS[name])
+        else:
+            weight = WEIGHTS[number - len(SPECS)]
+            convert(model, "softmax1")
+            SinkSchedule(model, updates=1).set(0)
+            for layer in model.modules():
+                if getattr(layer, "sink", None) is not None:
+                    layer.sink = torch.full_like(layer.sink, math.log(weight))
+        row = {"attention": name, "perplexity": prose_perplexity(model, ids, context=CONTEXT).value}
+        try:
+            found = measure_outliers(model, batches)
+            row |= {
+                "attention_mass": found.attention_mass,
+                "max_inf_norm": found.max_inf_norm,
+                "mean_kurtosis": found.mean_kurtosis,
+                "sink_rate": found.sink_rate,
+                "first_token_share": found.first_token_share,
+            }
+        except SparqError as error:
+            row["fault"] = str(error)
+        rows.append(row)
+        print(row, flush=True)
+    (DOCS / "attention.json").write_text(
+        json.dumps({"tokens": len(ids), "context": CONTEXT, "rows": rows}, indent=2) + "\n"
+    )
+
+
+def draw() -> None:
+    data = json.loads((DOCS / "attention.json").read_text())
+    rows = [row for row in data["rows"] if "fault" not in row and math.isfinite(row["perplexity"])]
+    print("| attention | PPL | mass | max inf norm | mean kurtosis | sink rate |\n|---|---|---|---|---|---|")
+    for row in data["rows"]:
+        if row.get("fault") or not math.isfinite(row["perplexity"]):
+            print(f"| {row['attention']} | not a number: {row.get('fault', '')} | | | | |")
+        else:
+            print(
+                f"| {row['attention']} | {row['perplexity']:,.2f} | {row['attention_mass']:.4f} | "
+                f"{row['max_inf_norm']:,.0f} | {row['mean_kurtosis']:,.0f} | {row['sink_rate']:.3f} |"
+            )
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    sinks = sorted(
+        (
+            r
+            for r in rows
+            if r["attention"].startswith(("sink", "softmax1", "vanilla"))
+            and "+" not in r["attention"]
+            and "shift" not in r["attention"]
+        ),
+        key=lambda r: r["attention_mass"],
+    )
+    axes.plot(
+        [100 * (1 - r["attention_mass"]) for r in sinks], [r["perplexity"] for r in sinks],
+        "o-", color="#0072B2", label="a sink of weight w: 0 is vanilla, 1 is softmax1",
+    )  # fmt: skip
+    others = [
+        r
+        for r in rows
+        if r not in sinks and r["attention"] not in ("vanilla_max_shift", "none", "gated", "softmax1+gated")
+    ]
+    for row, marker in zip(others, "s^Dv*Pph", strict=False):
+        axes.plot(
+            100 * (1 - row["attention_mass"]), row["perplexity"],
+            marker, color="#D55E00", markersize=8, label=row["attention"],
+        )  # fmt: skip
+    for row in sinks:
+        name = row["attention"].replace("sink of weight ", "w = ")
+        axes.annotate(
+            name, (100 * (1 - row["attention_mass"]), row["perplexity"]), (4, 6), textcoords="offset points", fontsize=8
+        )
+    axes.set(
+        xlabel="attention mass removed, % of the softmax's",
+        ylabel="perplexity of prose, no training (log scale)",
+        yscale="log",
+        title="SmolLM2-135M: what removing attention costs before anyone trains",
+    )
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    figure.savefig(DOCS / "attention-pareto.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    {"measure": measure, "draw": draw}[sys.argv[1]]()
