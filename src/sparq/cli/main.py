@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from sparq.cli import apply, bench, convert, demo, outliers, pipeline, pretrained
+from sparq.cli import apply, bench, convert, demo, doctor, outliers, pipeline, pretrained
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, outliers, convert, bench, pretrained)
+_GROUPS = (pipeline, demo, apply, outliers, doctor, convert, bench, pretrained)
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _log_lines():
             arguments = _parse(argv)
-            arguments.handler(arguments)
+            # A command that judges returns a status; all others return nothing.
+            status: int | None = arguments.handler(arguments)
             sys.stdout.flush()
     except SparqError as error:
         return _fail(str(error))
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         place = f": {error.filename}" if error.filename else ""
         return _fail(f"{error.strerror}{place}; what is finished is kept, so run the same command again")
-    return OK
+    return status or OK
 
 
 def build_parser() -> Parser:
