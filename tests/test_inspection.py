@@ -54,6 +54,8 @@ def test_a_speechlm_hears_and_reads(smollm2_folder: Path, whisper_folder: Path, 
     assert row.outliers is not None
     assert row.outliers.attention_mass < 1
     assert results.attention_maps[0].labels[0] == "<generatespeech>"
+    assert [note.split(":")[0] for note in results.notes] == ["softmax1, speech", "softmax1, boundary"]
+    assert ": 2 tokens, max inf norm" in results.notes[1]
 
 
 @pytest.mark.pretrained

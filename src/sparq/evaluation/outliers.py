@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -14,6 +14,7 @@ from sparq.errors import SparqError, unknown
 from sparq.evaluation.attention_statistics import AttentionSums
 from sparq.evaluation.moments import Moments, kurtosis
 from sparq.evaluation.observation import observe
+from sparq.evaluation.token_groups import GroupOutliers, GroupSums
 from sparq.models.families import decoder_blocks
 from sparq.progress import progress
 
@@ -61,6 +62,7 @@ class OutlierReport:
         num_tokens: how many tokens they have.
         reduction: whose elements one kurtosis was taken over.
         layers: the blocks from first to last.
+        groups: the tokens of each group apart, if groups were given.
     """
 
     max_inf_norm: float
@@ -75,6 +77,7 @@ class OutlierReport:
     num_tokens: int
     reduction: Reduction
     layers: tuple[LayerOutliers, ...]
+    groups: dict[str, GroupOutliers] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain lists, dictionaries and numbers, as JSON would give it back."""
@@ -151,6 +154,7 @@ def measure_outliers(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     reduction: str = "sequence",
+    groups: Mapping[str, Bool[Tensor, " vocabulary"]] | None = None,
 ) -> OutlierReport:
     """Measure the outliers of a model on data, in one pass that keeps no activations.
 
@@ -175,6 +179,7 @@ def measure_outliers(
         batches: each has `input_ids` and `attention_mask` [batch length], padded on either side.
         reduction: "sequence" as above; "tensor" takes one kurtosis over all elements of a block's outputs in
             the whole data; "token" takes one over the hidden size of each token, averaged over tokens.
+        groups: names of groups of tokens, and which ids of the vocabulary belong to each; measured apart too.
 
     Raises:
         SparqError: no batches, a batch without a mask, an empty sequence, only sequences of one token, an
@@ -185,13 +190,14 @@ def measure_outliers(
         raise unknown("reduction", reduction, get_args(Reduction))
     chosen = cast(Reduction, reduction)
     layers = [_Layer(f"the output of layer {i}", chosen) for i in range(len(decoder_blocks(model)))]
+    sums = GroupSums(groups or {}, len(layers))
     final_norms: list[float] = []
     num_sequences = num_tokens = 0
     total = len(batches) if isinstance(batches, Sized) else None
     with progress("outliers", total=total, unit="batch") as bar:
         for batch in batches:
             keep = _real_tokens(batch).to(model.device)
-            _observe_batch(model, batch, keep, layers, final_norms)
+            _observe_batch(model, batch, keep, layers, final_norms, sums)
             num_sequences += len(keep)
             num_tokens += int(keep.sum().item())
             bar.update()
@@ -215,6 +221,7 @@ def measure_outliers(
         num_tokens=num_tokens,
         reduction=chosen,
         layers=reports,
+        groups=sums.report(),
     )
 
 
@@ -224,14 +231,20 @@ def _observe_batch(
     keep: Bool[Tensor, "batch length"],
     layers: list[_Layer],
     final_norms: list[float],
+    groups: GroupSums,
 ) -> None:
+    token_ids = batch["input_ids"].to(keep.device)
+
     def on_hidden(index: int, hidden: Float[Tensor, "batch length hidden"]) -> None:
-        for sequence, real in zip(hidden, keep, strict=True):
+        for ids, sequence, real in zip(token_ids, hidden, keep, strict=True):
             layers[index].add_hidden(sequence[real])
+            groups.add_hidden(index, ids[real], sequence[real])
 
     def on_attention(index: int, probabilities: Float[Tensor, "batch heads queries keys"]) -> None:
-        for sequence, real in zip(probabilities, keep, strict=True):
-            layers[index].add_attention(sequence[:, real][:, :, real])
+        for ids, sequence, real in zip(token_ids, probabilities, keep, strict=True):
+            own = sequence[:, real][:, :, real]
+            layers[index].add_attention(own)
+            groups.add_attention(ids[real], own)
 
     def on_final_norm(hidden: Float[Tensor, "batch length hidden"]) -> None:
         final_norms.append(finite_inf_norm(hidden[keep], "the output of the final norm")[0])

@@ -1,7 +1,7 @@
 """The outliers of any models, side by side: what `sparq outliers` prints and draws."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sparq.adaptation import load_speechlm
 from sparq.audio.text import normalize_text
 from sparq.errors import SparqError
 from sparq.evaluation import measure_outliers
+from sparq.evaluation.token_groups import GroupOutliers
 from sparq.files import read_text
 from sparq.models import load_model, saved_attention
 from sparq.pretrained import resolve_model
@@ -20,7 +21,9 @@ from sparq.pretrained.quiet import quiet_transformers
 from sparq.recipes.apply import encode_recordings
 from sparq.recipes.pictures import Pictures, outlier_figures
 from sparq.report import FULL, Results, Row, collect_provenance, utc_now
-from sparq.tokens import make_example
+from sparq.report.numbers import show_number
+from sparq.tokens import JointVocabulary, make_example
+from sparq.tokens.special import text_to_units
 
 PICTURE_TOKENS = 40
 """Tokens of the heat maps: more are not legible in print."""
@@ -28,10 +31,17 @@ PICTURE_TOKENS = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """What a model is measured on: token sequences, and what the tokens of the first are."""
+    """What a model is measured on.
+
+    Attributes:
+        ids: token sequences.
+        labels: what the tokens of the first one are.
+        groups: tokens to be measured apart.
+    """
 
     ids: tuple[Tensor, ...]
     labels: tuple[str, ...]
+    groups: dict[str, Tensor] = field(default_factory=dict)
 
 
 def inspect_outliers(
@@ -57,6 +67,7 @@ def inspect_outliers(
         SparqError: a model or file is missing or does not fit, or two columns would have one name.
     """
     rows: list[Row] = []
+    notes: list[str] = []
     pictures = Pictures()
     for reference in models:
         speechlm_folder = Path(reference) if (Path(reference) / "speechlm.json").exists() else None
@@ -75,7 +86,8 @@ def inspect_outliers(
             if any(row.framework == name for row in rows):
                 raise SparqError(f"two models would be called {name!r}: measure them in two runs")
             batches = [{"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])} for ids in sequences.ids]
-            report = measure_outliers(model, batches)
+            report = measure_outliers(model, batches, groups=sequences.groups)
+            notes += [_group_note(name, group, found) for group, found in report.groups.items() if found.num_tokens]
             rows.append(Row(framework=name, precision=FULL, outliers=outlier_figures(report)))
             pictures.add(name, model, sequences.ids[0][: len(sequences.labels)], sequences.labels)
     return Results(
@@ -88,6 +100,14 @@ def inspect_outliers(
         rows=tuple(rows),
         attention_maps=tuple(pictures.attention),
         hidden_maps=tuple(pictures.hidden),
+        notes=tuple(notes),
+    )
+
+
+def _group_note(name: str, group: str, found: GroupOutliers) -> str:
+    return (
+        f"{name}, {group}: {found.num_tokens:,} tokens, max inf norm {show_number(found.max_inf_norm)}, mean kurtosis"
+        f" {show_number(found.mean_kurtosis)}, {100 * found.attention_share:.1f} % of the attention"
     )
 
 
@@ -125,4 +145,11 @@ def _speechlm(folder: Path, text: Path | None, audio: Sequence[Path], tokens: in
             sequences.append(ids)
             left -= len(ids)
     labels = tuple(vocabulary.pieces[int(i)] for i in sequences[0][:PICTURE_TOKENS])
-    return speechlm.model, Sequences(ids=tuple(sequences), labels=labels)
+    return speechlm.model, Sequences(ids=tuple(sequences), labels=labels, groups=_modalities(vocabulary))
+
+
+def _modalities(vocabulary: JointVocabulary) -> dict[str, Tensor]:
+    """Return which pieces are speech, which text, and which stand between them."""
+    boundary = torch.tensor([piece.startswith("<") and piece.endswith(">") for piece in vocabulary.pieces])
+    speech = torch.tensor([bool(text_to_units(piece)) for piece in vocabulary.pieces]) & ~boundary
+    return {"text": ~speech & ~boundary, "speech": speech, "boundary": boundary}
