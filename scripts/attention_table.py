@@ -22,7 +22,7 @@ from sparq.models import convert, load_model
 from sparq.pretrained import resolve_model
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-CONTEXT = 512
+CONTEXT, TOKENS = 512, 1536
 
 SPECS: dict[str, AttentionSpec] = {
     name: AttentionSpec.parse(name)
@@ -38,8 +38,8 @@ WEIGHTS = (1 / 16, 1 / 4, 1 / 2, 2.0, 4.0, 16.0)
 
 def measure() -> None:
     folder = resolve_model("pretrained:smollm2-135m")
-    text = (files("sparq") / "demo" / "prose.txt").read_text(encoding="utf-8")
-    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0]
+    text = " ".join((files("sparq") / "demo" / "prose.txt").read_text(encoding="utf-8").split())
+    ids = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt").input_ids[0, :TOKENS]
     batches = [
         {"input_ids": piece[None], "attention_mask": torch.ones_like(piece[None])} for piece in ids.split(CONTEXT)
     ]
@@ -87,46 +87,36 @@ def draw() -> None:
                 f"| {row['attention']} | {row['perplexity']:,.2f} | {row['attention_mass']:.4f} | "
                 f"{row['max_inf_norm']:,.0f} | {row['mean_kurtosis']:,.0f} | {row['sink_rate']:.3f} |"
             )
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.subplots()
-    sinks = sorted(
-        (
-            r
-            for r in rows
-            if r["attention"].startswith(("sink", "softmax1", "vanilla"))
-            and "+" not in r["attention"]
-            and "shift" not in r["attention"]
-        ),
-        key=lambda r: r["attention_mass"],
-    )
-    axes.plot(
-        [100 * (1 - r["attention_mass"]) for r in sinks], [r["perplexity"] for r in sinks],
-        "o-", color="#0072B2", label="a sink of weight w: 0 is vanilla, 1 is softmax1",
-    )  # fmt: skip
-    others = [
-        r
-        for r in rows
-        if r not in sinks and r["attention"] not in ("vanilla_max_shift", "none", "gated", "softmax1+gated")
-    ]
-    for row, marker in zip(others, "s^Dv*Pph", strict=False):
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    whole, near = figure.subplots(1, 2)
+    sinks = {"vanilla": "w = 0, vanilla", "softmax1": "w = 1, softmax1"}
+    sinks |= {f"sink of weight {weight:g}": f"w = {weight:g}" for weight in WEIGHTS}
+    curve = sorted((row for row in rows if row["attention"] in sinks), key=_removed)
+    same = {"vanilla_max_shift", "none", "gated", "softmax1+gated"}  # functions that are drawn under another name
+    others = [row for row in rows if row["attention"] not in {*sinks, *same}]
+    for axes in (whole, near):
         axes.plot(
-            100 * (1 - row["attention_mass"]), row["perplexity"],
-            marker, color="#D55E00", markersize=8, label=row["attention"],
+            [_removed(row) for row in curve], [row["perplexity"] for row in curve],
+            "o-", color="#0072B2", label="a sink of weight w: 0 is vanilla, 1 is softmax1",
         )  # fmt: skip
-    for row in sinks:
-        name = row["attention"].replace("sink of weight ", "w = ")
-        axes.annotate(
-            name, (100 * (1 - row["attention_mass"]), row["perplexity"]), (4, 6), textcoords="offset points", fontsize=8
-        )
-    axes.set(
-        xlabel="attention mass removed, % of the softmax's",
-        ylabel="perplexity of prose, no training (log scale)",
-        yscale="log",
-        title="SmolLM2-135M: what removing attention costs before anyone trains",
-    )
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+        for row, marker in zip(others, "s^Dv*Pph", strict=False):
+            axes.plot(_removed(row), row["perplexity"], marker, color="#D55E00", markersize=8, label=row["attention"])
+        axes.set(xlabel="attention mass removed, % of the softmax's", ylabel="perplexity of prose, no training")
+        axes.grid(alpha=0.3)
+    whole.set(yscale="log", title="SmolLM2-135M, every variant (log scale)")
+    whole.legend(fontsize=8)
+    near.set(xlim=(-1, 28), ylim=(34, 56), title="the lower left corner of it")
+    places = {"vanilla": (-4, -16), "softmax1": (-30, 14), "sink of weight 4": (-10, 12), "sink of weight 16": (8, -8)}
+    for row in curve:
+        if row["attention"] in places:
+            place = places[row["attention"]]
+            point = (_removed(row), row["perplexity"])
+            near.annotate(sinks[row["attention"]], point, place, textcoords="offset points", fontsize=8)
     figure.savefig(DOCS / "attention-pareto.svg", metadata={"Date": None})
+
+
+def _removed(row: dict[str, float]) -> float:
+    return 100 * (1 - row["attention_mass"])
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class OutlierFreeAttention(nn.Module):
                 query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout
             )
         else:
+            assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
             out = self._fused(query, key, value, mask, scaling).transpose(1, 2)
         return self.gated(out), probabilities
 
