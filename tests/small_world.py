@@ -105,6 +105,7 @@ def tiny_overrides(manifest: Path, backbone: Path, **changes: Any) -> list[str]:
     values = {
         "prepare.sources": [{"manifest": str(manifest), "corpus": "small"}],
         "model.backbone": str(backbone),
+        "train.corpus_weights": {},
         **TINY,
         **changes,
     }

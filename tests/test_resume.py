@@ -54,7 +54,8 @@ def test_kill_9_anywhere_and_resume(file: Path, recipe: Recipe, run: RunFolder) 
     lines += final.stdout.split("\n")
     assert contents(run) == contents(whole)
     assert states(run) == DONE
-    work = [line for line in expected if line.endswith(" written")]
+    # What announces the work before it is done: a kill may fall between the work and the word that it is.
+    work = [line for line in expected if line and "/" not in line and not line.endswith(" written")]
     assert set(work) <= set(lines)
     assert sum(lines.count(line) - 1 for line in work) <= 10
 

@@ -78,12 +78,13 @@ def converted_layers(model: torch.nn.Module) -> list[OutlierFreeAttention]:
 def recording_attention(model: PreTrainedModel) -> Iterator[None]:
     """Make a model return its probabilities under `output_attentions=True`, whatever its family and attention.
 
-    Fused attention has none; a converted model writes them out while this lasts, any other runs transformers' eager
-    function, the same formula.
+    Fused attention has none; a converted model writes them out while this lasts, one with PyTorch's own runs
+    transformers' eager function, the same formula. Any other is left as it is.
     """
     name = model.config._attn_implementation
     layers = converted_layers(model)
-    if not layers and name != "eager":
+    replaced = not layers and name == "sdpa"
+    if replaced:
         model.set_attn_implementation("eager")
     for layer in layers:
         layer.recording = True
@@ -92,5 +93,5 @@ def recording_attention(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.recording = False
-        if not layers and name != "eager":
+        if replaced:
             model.set_attn_implementation(name)

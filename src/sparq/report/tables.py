@@ -42,8 +42,11 @@ class Table:
 
 
 def main_table(results: Results) -> Table | None:
-    """Return framework x precision x four metrics, with each row's average performance drop; None without any."""
-    if all(_value(row, name) is None for row in results.rows for name in METRICS):
+    """Return framework x precision x four metrics, with each row's average performance drop; None if no run made them.
+
+    Outliers that are measured by themselves have rows without tasks and no corpus.
+    """
+    if not results.corpus and all(_value(row, name) is None for row in results.rows for name in METRICS):
         return None
     found = drops(results)
     stressed = _least_drops(results, found)
