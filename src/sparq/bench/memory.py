@@ -1,11 +1,11 @@
 """Peak memory of a call, beyond what was there before it."""
 
 import ctypes
-import re
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+
+from sparq.process_memory import reset_peak, resident_bytes
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
@@ -23,15 +23,11 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     try:
         # What earlier calls freed stays with the process, where a later one finds it and needs no more.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except (OSError, AttributeError):  # no Linux, or no glibc
+    except (OSError, AttributeError):  # no glibc
         return None
-    before = _kib("VmRSS")
+    if not reset_peak():
+        return None
+    level = resident_bytes("VmRSS")
     run()
-    return 1024 * (_kib("VmHWM") - before)
-
-
-def _kib(field: str) -> int:
-    found = re.search(rf"^{field}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None, "Linux says so in kB"
-    return int(found[1])
+    peak = resident_bytes("VmHWM")
+    return None if level is None or peak is None else peak - level

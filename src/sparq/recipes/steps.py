@@ -1,17 +1,15 @@
 """The runner of steps: it does what is missing, keeps what is done and never overwrites unasked."""
 
-import contextlib
 import logging
-import re
 import resource
 import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
 
 from sparq.configuration import dump_yaml, to_mapping
 from sparq.errors import SparqError, unknown
 from sparq.files import write_text
+from sparq.process_memory import reset_peak, resident_bytes
 from sparq.recipes.jobs import FrameworkStep, Job, Step, plan
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
@@ -156,24 +154,13 @@ def _reset_peak_memory() -> int:
     """Let the peak of this process start anew and return the peak of its finished children, which nothing resets."""
     # Without this the peak of a large step would be counted for all later ones. Only Linux can do it;
     # elsewhere the figure is the peak of the process so far.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+    reset_peak()
     return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 
 
 def _peak_memory_bytes(children_before: int) -> int:
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage counts KiB, but bytes on macOS
-    own = _own_peak() or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    own = resident_bytes("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     # A child's peak is of this step only if it is higher than all before.
-    return max(own, children if children > children_before else 0) * unit
-
-
-def _own_peak() -> int | None:
-    """Return Linux's high-water mark in KiB; getrusage's also has what the parent held when it forked this process."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) if found else None
+    return max(own, children * unit if children > children_before else 0)
