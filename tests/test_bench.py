@@ -34,6 +34,23 @@ def test_ratios_are_within_rounds() -> None:
     assert all(sorted(round) == ["base", "base", "other"] for round in rounds)
 
 
+def test_short_runs_are_repeated_within_their_turn() -> None:
+    now, calls = 0.0, []
+
+    def work(name: str, seconds: float) -> None:
+        nonlocal now
+        calls.append(name)
+        now += seconds
+
+    found = interleave(
+        {"base": lambda: work("base", 0.5), "other": lambda: work("other", 1.0)},
+        baseline="base", rounds=3, least_seconds=2.0, clock=lambda: now,
+    )  # fmt: skip
+    assert found["other"].seconds == 1.0
+    assert found["other"].median == 2.0
+    assert calls.count("other") == 1 + 3 * 4
+
+
 def test_peak_memory_of_a_call() -> None:
     size = 64 << 20
 

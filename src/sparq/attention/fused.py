@@ -11,6 +11,7 @@ is b = 0. For `max_shift` b is the maximum of the row: its gradient goes on to t
 comes from.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ from sparq.attention.row_max import row_max
 
 _Rows = Float[Tensor, "batch heads queries"]
 
+_BLOCK_ROWS = 1024
+"""Rows of a block: a quarter of a megabyte in float32, and so few blocks that their number costs nothing."""
+
 
 def flash_sink_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
     value: Float[Tensor, "batch kv_heads keys head_dim"],
     bias: Float[Tensor, "#batch #heads #queries keys"] | None,
-    sink: Float[Tensor, "heads #queries"] | None,
+    sink: Float[Tensor, "heads 1"] | None,
     *,
     is_causal: bool,
     scaling: float,
@@ -40,14 +44,10 @@ def flash_sink_attention(
         key: keys; query head h reads key head h // (heads / kv_heads).
         value: values, likewise.
         bias: numbers to add to the scores, -inf where a query may not see a key; no gradient flows into it.
-        sink: logit of the sink of each head, and query if they differ; None is 0.
+        sink: logit of the sink of each head; None is 0.
         is_causal: query i sees the keys 0 to i.
         scaling: factor on the query-key products.
     """
-    if not torch.is_grad_enabled():
-        # Decoding takes a tenth of a millisecond a layer: what only a gradient needs is left out.
-        plain, lse = _flash(query, key, value, bias, is_causal, scaling)
-        return _scale(plain, lse if sink is None else lse - sink)
     out: Tensor = _SinkAttention.apply(  # type: ignore[no-untyped-call]
         query, key, value, bias, sink, is_causal, scaling
     )
@@ -79,9 +79,19 @@ def _flash(
     return result
 
 
-def _scale(out: Tensor, excess: _Rows) -> Tensor:
+def _scale(out: Tensor, lse: _Rows, logit: Tensor) -> None:
     """Multiply by sigmoid(lse - b), in place and in the type of the output: another type would cost a copy of it."""
-    return out.mul_(torch.sigmoid(excess).to(out.dtype).unsqueeze(-1))
+    logit = logit.expand_as(lse)
+    for rows in _blocks(out):
+        excess = lse[:, :, rows] - logit[:, :, rows]
+        out[:, :, rows].mul_(excess.sigmoid_().to(out.dtype).unsqueeze(-1))
+
+
+def _blocks(out: Float[Tensor, "batch heads queries head_dim"]) -> Iterator[slice]:
+    """Yield runs of queries of some `_BLOCK_ROWS` rows, so that what is computed of a run takes next to no memory."""
+    size = max(1, _BLOCK_ROWS // (out.shape[0] * out.shape[1]))
+    for start in range(0, out.shape[2], size):
+        yield slice(start, start + size)
 
 
 def _flash_backward(
@@ -94,8 +104,11 @@ def _flash_backward(
     return gradients
 
 
-def _delta(grad: Tensor, out: Tensor, lse: Tensor) -> _Rows:
-    delta: Tensor = torch.linalg.vecdot(grad.to(lse.dtype), out.to(lse.dtype))
+def _delta(grad: Tensor, out: Tensor, lse: _Rows) -> _Rows:
+    """Return rowsum(dO * O) in the type of the lse."""
+    delta = torch.empty_like(lse)
+    for rows in _blocks(out):
+        torch.linalg.vecdot(grad[:, :, rows].to(lse.dtype), out[:, :, rows].to(lse.dtype), out=delta[:, :, rows])
     return delta
 
 
@@ -107,9 +120,9 @@ class _SinkAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         out, lse = _flash(query, key, value, bias, is_causal, scaling)
         logit = torch.zeros((), dtype=lse.dtype) if sink is None else sink.detach().to(lse.dtype)
-        _scale(out, lse - logit)
+        _scale(out, lse, logit)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, bias, sink, out, torch.logaddexp(lse, logit))
+            ctx.save_for_backward(query, key, value, bias, sink, out, torch.logaddexp(lse, logit, out=lse))
             ctx.settings = is_causal, scaling
         return out
 
@@ -133,9 +146,9 @@ class _MaxShiftAttention(torch.autograd.Function):
     ) -> Tensor:
         out, lse = _flash(query, key, value, bias, is_causal, scaling)
         logit, argmax = row_max(query, key, bias, is_causal=is_causal, scaling=scaling)
-        _scale(out, lse - logit)
+        _scale(out, lse, logit)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, bias, out, torch.logaddexp(lse, logit), logit, argmax)
+            ctx.save_for_backward(query, key, value, bias, out, torch.logaddexp(lse, logit, out=lse), logit, argmax)
             ctx.settings = is_causal, scaling
         return out
 

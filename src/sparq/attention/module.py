@@ -7,6 +7,7 @@ from jaxtyping import Float
 from packaging.version import Version
 from torch import Tensor, nn
 
+from sparq.attention.decode import decode_attention
 from sparq.attention.fused import flash_max_shift_attention, flash_sink_attention
 from sparq.attention.gate import HeadGate
 from sparq.attention.reference import Mask, may_see, reference_attention
@@ -98,7 +99,12 @@ class OutlierFreeAttention(nn.Module):
             )
         else:
             assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
-            out = self._fused(query, key, value, mask, scaling).transpose(1, 2)
+            bias = None if mask is None else _as_bias(mask, query.dtype)
+            if query.shape[2] == 1:
+                out = decode_attention(query, key, value, bias, self.sink, spec=self.spec, scaling=scaling)
+            else:
+                out = self._fused(query, key, value, bias, scaling)
+            out = out.transpose(1, 2)
         return self.gated(out), probabilities
 
     @property
@@ -114,12 +120,12 @@ class OutlierFreeAttention(nn.Module):
             return True
         if self.is_softmax:
             return False
-        # For a single query the kernel and a search for the maximum read the keys twice, writing out once.
-        fusible = self.spec.clip is None and (
-            self.spec.normalization in ("softmax1", "learned_sink")
-            or (self.spec.normalization == "max_shift" and query.shape[2] > 1)
-        )
-        return not fusible or query.device.type != "cpu" or dropout > 0
+        if dropout > 0:
+            return True
+        if query.shape[2] == 1:
+            return torch.is_grad_enabled()
+        fusible = self.spec.clip is None and self.spec.normalization in ("softmax1", "learned_sink", "max_shift")
+        return not fusible or query.device.type != "cpu"
 
     def gated(
         self, output: Float[Tensor, "batch queries heads head_dim"]
@@ -131,27 +137,18 @@ class OutlierFreeAttention(nn.Module):
         return output * gates.to(output.dtype)
 
     def _fused(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
     ) -> Float[Tensor, "batch heads queries head_dim"]:
-        batch, heads, queries, head_dim = query.shape
-        bias = None if mask is None else _as_bias(mask, query.dtype)
-        is_causal = mask is None and queries > 1
+        heads, queries = query.shape[1:3]
+        is_causal = bias is None
         if is_causal:
             key, value = key[:, :, :queries], value[:, :, :queries]
         if not _KERNEL_HAS_GROUPS:
             key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
-        sink = None if self.sink is None else self.sink.view(-1, 1)
-        if queries == 1 and heads != key.shape[1]:
-            # The query heads of one key head become queries of it: keys and values are read once.
-            query = query.view(batch, key.shape[1], -1, head_dim)
-            sink = None if sink is None else sink.view(key.shape[1], -1)
-            if bias is not None and bias.shape[1] != 1:
-                bias = bias.view(bias.shape[0], key.shape[1], -1, bias.shape[-1])
         if self.spec.normalization == "max_shift":
-            out = flash_max_shift_attention(query, key, value, bias, is_causal=is_causal, scaling=scaling)
-        else:
-            out = flash_sink_attention(query, key, value, bias, sink, is_causal=is_causal, scaling=scaling)
-        return out.reshape(batch, heads, queries, head_dim)
+            return flash_max_shift_attention(query, key, value, bias, is_causal=is_causal, scaling=scaling)
+        sink = None if self.sink is None else self.sink.view(-1, 1)
+        return flash_sink_attention(query, key, value, bias, sink, is_causal=is_causal, scaling=scaling)
 
 
 def _as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

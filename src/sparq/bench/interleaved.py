@@ -1,6 +1,7 @@
 """Ratios of run times that a slow or busy machine does not bend: contenders take turns, and turns are compared."""
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ class Ratio:
         median: over the rounds.
         low: first quartile.
         high: third quartile.
-        seconds: median time of the contender alone.
+        seconds: median time of one run of the contender.
     """
 
     median: float
@@ -29,24 +30,28 @@ def interleave(
     *,
     baseline: str,
     rounds: int,
+    least_seconds: float = 0.005,
     synchronize: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Ratio]:
     """Run every contender once a round, in an order that turns, and compare within rounds.
 
-    One round before the first is not counted. The garbage collector is off meanwhile.
+    One round before the first is not counted; it tells how often the baseline has to run to take `least_seconds`, and so
+    often every contender runs in its turn. The garbage collector is off meanwhile.
 
     Args:
         contenders: what to run; the baseline is one of them, and its own ratio says how steady the machine is: it is
             run twice a round and compared with itself.
         baseline: name of the one to compare with.
         rounds: how many rounds count, at least 3.
+        least_seconds: a turn of the baseline takes at least about that long.
         synchronize: waits until a device is done.
         clock: tells seconds.
     """
     assert rounds >= 3, "quartiles need three rounds"
     runs = [*contenders.items(), (f"{baseline} again", contenders[baseline])]
     times: dict[str, list[float]] = {name: [] for name, _ in runs}
+    repeats = 1
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
@@ -56,10 +61,14 @@ def interleave(
             for name, run in runs[turn:] + runs[:turn]:
                 synchronize()
                 start = clock()
-                run()
+                for _ in range(repeats):
+                    run()
                 synchronize()
-                if number:
-                    times[name].append(clock() - start)
+                times[name].append((clock() - start) / repeats)
+            if number == 0:
+                repeats = max(1, math.ceil(least_seconds / times[baseline][0]))
+                for name, _ in runs:
+                    times[name].clear()
     finally:
         if collecting:
             gc.enable()
