@@ -36,8 +36,8 @@ def interleave(
 ) -> dict[str, Ratio]:
     """Run every contender once a round, in an order that turns, and compare within rounds.
 
-    One round before the first is not counted; it tells how often the baseline has to run to take `least_seconds`, and so
-    often every contender runs in its turn. The garbage collector is off meanwhile.
+    One round before the first is not counted; it tells how often the baseline has to run to take `least_seconds`, and
+    so often every contender runs in its turn. The garbage collector is off meanwhile.
 
     Args:
         contenders: what to run; the baseline is one of them, and its own ratio says how steady the machine is: it is
