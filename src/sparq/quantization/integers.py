@@ -35,10 +35,10 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
 
     What each layer becomes follows from the model's scheme:
 
-    - weights of 2 to 8 bits, activations of 2 to 8 bits: `IntegerLinear`, exact products of int8 in int32. Weights of at
-      most 4 bits take half a byte. Layers that read the output of one norm (q, k, v; gate, up) become one product.
-    - weights of 5 to 8 bits, activations of 16: `WeightOnly8`, and with weights of 2 to 4 bits `WeightOnly4`: kernels that
-      multiply in bfloat16, so the model must be in bfloat16.
+    - weights of 2 to 8 bits, activations of 2 to 8 bits: `IntegerLinear`, exact products of int8 in int32. Weights of
+      at most 4 bits take half a byte. Layers that read the output of one norm (q, k, v; gate, up) become one product.
+    - weights of 5 to 8 bits, activations of 16: `WeightOnly8`, and with weights of 2 to 4 bits `WeightOnly4`: kernels
+      that multiply in bfloat16, so the model must be in bfloat16.
     - embedding and head of 4 or 8 bits: integers in memory, and the head as with activations of 16 bits.
 
     No copy of the weights in floating point stays. The result cannot be saved: save the quantized model before.
@@ -95,8 +95,8 @@ def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> 
     if halves:
         if kernel_group(inputs, groups) is None:
             raise SparqError(
-                f"{name} has groups of {inputs // groups}: without quantized activations, 4-bit weights need a multiple of"
-                f" {min(KERNEL_GROUPS)}"
+                f"{name} has groups of {inputs // groups}: without quantized activations, 4-bit weights need a multiple"
+                f" of {min(KERNEL_GROUPS)}"
             )
         if outputs % KERNEL_OUTPUTS:
             raise SparqError(
@@ -111,7 +111,8 @@ def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> 
         )
     if inputs % KERNEL_INPUTS:
         raise SparqError(
-            f"{name} has {inputs} inputs: without quantized activations, 8-bit weights need a multiple of {KERNEL_INPUTS}"
+            f"{name} has {inputs} inputs: without quantized activations, 8-bit weights need a multiple of"
+            f" {KERNEL_INPUTS}"
         )
 
 
@@ -155,10 +156,7 @@ def _alike(layers: list[QuantizedLinear]) -> bool:
     """Tell whether layers treat their input alike, have as many groups, and have a bias or none."""
     bare = [layer.without_outputs() for layer in layers]
     settings = [{k: v for k, v in vars(layer).items() if isinstance(v, bool | int | float | str)} for layer in bare]
-    states = [layer.state_dict() for layer in bare]
-    return all(
-        own == settings[0]
-        and state.keys() == states[0].keys()
-        and all(torch.equal(state[k], states[0][k]) for k in state)
-        for own, state in zip(settings[1:], states[1:], strict=True)
+    first, *others = [layer.state_dict() for layer in bare]
+    return all(own == settings[0] for own in settings) and all(
+        state.keys() == first.keys() and all(torch.equal(state[key], first[key]) for key in first) for state in others
     )

@@ -33,10 +33,10 @@ def grouped_product(
 ) -> Int32[Tensor, "groups tokens outputs"]:
     """Return sum over each group of consecutive inputs of left * right, exact in int32.
 
-    `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions. A product
-    of few tokens waits for the weights, so all groups are done in one: row (g, t) of the left side is token t with
-    everything outside of group g set to zero. For many tokens that would be `groups` times the work; they go group by
-    group.
+    `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions. A
+    product of few tokens waits for the weights, so all groups are done in one: row (g, t) of the left side is token t
+    with everything outside of group g set to zero. For many tokens that would be `groups` times the work; they go
+    group by group.
 
     Args:
         left: activations.
@@ -51,9 +51,8 @@ def grouped_product(
         rows = (split_groups(left, groups) * own).reshape(groups * tokens, inputs)
         return torch._int_mm(rows, right.t()).reshape(groups, tokens, -1)
     size = inputs // groups
-    return torch.stack(
-        [torch._int_mm(a, b.t()) for a, b in zip(left.split(size, 1), right.split(size, 1), strict=True)]
-    )
+    parts = [slice(start, start + size) for start in range(0, inputs, size)]
+    return torch.stack([torch._int_mm(left[:, part], right[:, part].t()) for part in parts])
 
 
 def correct_zero_points(

@@ -33,10 +33,10 @@ def quantize(
 ) -> PreTrainedModel:
     """Return a quantized copy of a causal LM; the model itself is left as it was.
 
-    All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's
-    two products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The copy shares no
-    storage with the model; the float weights of the quantized layers are never copied. It is in evaluation
-    mode and its parameters are frozen, for inference.
+    All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's two
+    products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The
+    copy shares no storage with the model; the float weights of the quantized layers are never copied. It is in
+    evaluation mode and its parameters are frozen, for inference.
 
         quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
 
@@ -102,8 +102,8 @@ def _check_embeddings(model: PreTrainedModel, scheme: QuantizationScheme) -> Non
         group = EMBEDDING_GROUPS[scheme.embedding_bits]
         if group and layer.weight.shape[1] % group:
             raise SparqError(
-                f"the {name} has {layer.weight.shape[1]} channels: embedding_bits {scheme.embedding_bits} needs a multiple"
-                f" of {group}, embedding_bits 8 does not"
+                f"the {name} has {layer.weight.shape[1]} channels: embedding_bits {scheme.embedding_bits} needs a"
+                f" multiple of {group}, embedding_bits 8 does not"
             )
         if not layer.weight.isfinite().all():
             raise SparqError(f"the weights of the {name} have a NaN or an infinity: the model is broken")

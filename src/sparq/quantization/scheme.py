@@ -39,8 +39,8 @@ class QuantizationScheme:
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
-        embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to leave
-            them as they are. Their inputs are not quantized.
+        embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
+            leave them as they are. Their inputs are not quantized.
     """
 
     method: Method

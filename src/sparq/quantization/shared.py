@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class SharedProduct:
     """The outputs of one product, handed out to the layers that it stands for.
 
-    The first of them to be called with an input computes all outputs, and the others fetch theirs: they are computed again
-    if the input is not the same tensor object. What has been fetched is not kept. A model is run by one thread.
+    The first of them to be called with an input computes all outputs, and the others fetch theirs: they are computed
+    again if the input is not the same tensor object. What has been fetched is not kept. A model is run by one thread.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:

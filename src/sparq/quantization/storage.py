@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -215,19 +214,20 @@ def _place_embeddings(
     model: PreTrainedModel, bits: int, tensors: dict[str, Tensor], aliases: Mapping[str, str], folder: Path
 ) -> None:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    found: list[list[Tensor]] = []
+    found: list[tuple[Tensor, Tensor]] = []
     for name, layer in zip(_embedding_names(model), (embedding, head), strict=True):
         rows, columns = layer.weight.shape
         _unpack_weight(tensors, name, bits, columns)
         shapes = {"weight": [rows, columns], "weight_scale": [rows, columns // (EMBEDDING_GROUPS[bits] or columns)]}
-        found.append([])
-        for key, shape in shapes.items():
-            full = f"{name}.{key}"
-            tensor = tensors.get(aliases.get(full, full))
-            if tensor is None or list(tensor.shape) != shape:
-                actual = None if tensor is None else list(tensor.shape)
-                raise SparqError(f"{folder / TENSORS} does not fit {name}: {key} has shape {actual}, not {shape}")
-            found[-1].append(tensor)
+        stored = {key: tensors.get(aliases.get(f"{name}.{key}", f"{name}.{key}")) for key in shapes}
+        for key, tensor in stored.items():
+            shape = None if tensor is None else list(tensor.shape)
+            if shape != shapes[key]:
+                raise SparqError(f"{folder / TENSORS} does not fit {name}: {key} has shape {shape}, not {shapes[key]}")
+        weight, scale = stored["weight"], stored["weight_scale"]
+        assert weight is not None
+        assert scale is not None
+        found.append((weight, scale))
     model.set_input_embeddings(QuantizedEmbedding(*found[0], embedding.weight.dtype))
     model.set_output_embeddings(quantized_head(*found[1], head.bias))
 

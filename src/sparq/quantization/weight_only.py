@@ -73,8 +73,8 @@ class WeightOnly8(nn.Module):
 class WeightOnly4(nn.Module):
     """y = x W^T + bias, with W = scale_w (W_int - zero_point) in groups; inputs and outputs are bfloat16.
 
-    The kernel makes bfloat16 weights of the integers, a few rows at a time, and sums in float32. Rounded to bfloat16 are
-    the scales, scale times zero point, the weights and the output.
+    The kernel makes bfloat16 weights of the integers, a few rows at a time, and sums in float32. Rounded to bfloat16
+    are the scales, scale times zero point, the weights and the output.
 
     Attributes:
         packed: uint8 [outputs, inputs / 2], in the order of the kernel.
