@@ -11,6 +11,7 @@ from sparq.models.families import decoder_blocks, family_of, named_linears
 from sparq.quantization.embeddings import QuantizedEmbedding
 from sparq.quantization.integer_linear import IntegerLinear
 from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.products import require_exact_products
 from sparq.quantization.quantize import scheme_of
 from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
 from sparq.quantization.shared import SharedLinear, SharedProduct
@@ -50,8 +51,9 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         The same model.
 
     Raises:
-        SparqError: the model is not quantized, runs on integers already, has weights of 16 bits, is not on a CPU, or a
-            layer does not fit a kernel; the message says what would. The model is then as it was.
+        SparqError: the model is not quantized, runs on integers already, has weights of 16 bits, is not on a CPU, the
+            processor's int8 products are not exact, or a layer does not fit a kernel; the message says what would.
+            The model is then as it was.
     """
     scheme = scheme_of(model)
     if scheme is None:
@@ -62,6 +64,8 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         raise SparqError("weight_bits is 16, so there are no integers to compute with: quantize to 2 to 8 bits")
     if model.device.type != "cpu":
         raise SparqError(f"integers are computed on a CPU, but the model is on {model.device}: model.to('cpu') first")
+    if scheme.activation_bits != FLOAT_BITS:
+        require_exact_products(scheme.weight_bits)
     layers = dict(named_linears(model))
     if scheme.embedding_bits != FLOAT_BITS:
         layers["the head"] = model.get_output_embeddings()
@@ -84,6 +88,9 @@ def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> 
     inputs, outputs, groups = layer.in_features, layer.out_features, layer.weight_scale.shape[1]
     halves = bits <= HALF_BYTE_BITS
     if layer.activation_bits != FLOAT_BITS:
+        if inputs == groups:
+            # The kernel leaves its output as it found it for sums of one product.
+            raise SparqError(f"{name} has a scale for every weight: group_size must be at least 2")
         if halves and inputs % 2:
             raise SparqError(f"{name} has {inputs} inputs: two weights a byte need an even number, 5 to 8 bits any")
         return

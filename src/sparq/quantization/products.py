@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Int, Int8, Int32
 from torch import Tensor
 
+from sparq.errors import SparqError
 from sparq.quantization.quantizer import split_groups
 
 DIAGONAL_ROWS = 64
@@ -28,6 +29,23 @@ def unpack_halves(packed: Int8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows co
     return torch.cat(((packed << 4) >> 4, packed >> 4), dim=-1)
 
 
+def require_exact_products(bits: int) -> None:
+    """Check that this processor multiplies int8 activations by weights of so many bits exactly.
+
+    Without VNNI instructions oneDNN adds pairs of products in 16 bits, where those of large weights saturate.
+
+    Raises:
+        SparqError: it does not.
+    """
+    smallest = -(2 ** (bits - 1))
+    left, right = torch.full((2, 64), 127, dtype=torch.int8), torch.full((16, 64), smallest, dtype=torch.int8)
+    if not bool((torch._int_mm(left, right.t()) == 64 * 127 * smallest).all()):
+        raise SparqError(
+            f"this processor's int8 products are not exact for weights of {bits} bits (it lacks VNNI): keep the"
+            " simulated model, or quantize with activation_bits 16"
+        )
+
+
 def grouped_product(
     left: Int8[Tensor, "tokens inputs"], right: Int8[Tensor, "outputs inputs"], groups: int
 ) -> Int32[Tensor, "groups tokens outputs"]:
@@ -43,9 +61,12 @@ def grouped_product(
         right: weights; rows of consecutive numbers, which is the layout that is fastest for one token.
         groups: divides the number of inputs.
     """
-    if groups == 1:
-        return torch._int_mm(left, right.t()).unsqueeze(0)
     tokens, inputs = left.shape
+    if groups == 1:
+        # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
+        # anything and says nothing (pytorch issue 195066).
+        left = left.as_strided((tokens, inputs), (inputs, 1))
+        return torch._int_mm(left, right.t()).unsqueeze(0)
     if tokens * groups <= DIAGONAL_ROWS:
         own = torch.eye(groups, dtype=torch.int8, device=left.device).reshape(groups, 1, groups, 1)
         rows = (split_groups(left, groups) * own).reshape(groups * tokens, inputs)

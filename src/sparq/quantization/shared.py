@@ -24,7 +24,8 @@ class SharedProduct:
         """
         if index == 0 or self.source is not x or index not in self.parts:
             self.source = x
-            self.parts = dict(enumerate(linear(x).split(self.sizes, -1)))
+            # Elementwise functions may round a strided row otherwise than one of its own; one token is not copied.
+            self.parts = {i: part.contiguous() for i, part in enumerate(linear(x).split(self.sizes, -1))}
         part = self.parts.pop(index)
         if not self.parts:
             self.source = None
