@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from sparq.attention import AttentionSpec, SinkSchedule
     from sparq.evaluation import measure_outliers
     from sparq.models import convert, load_model
-    from sparq.quantization import load_quantized, quantize, save_quantized
+    from sparq.quantization import load_quantized, quantize, save_quantized, to_integers
 
 __all__ = [
     "AttentionSpec",
@@ -20,6 +20,7 @@ __all__ = [
     "measure_outliers",
     "quantize",
     "save_quantized",
+    "to_integers",
 ]
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "measure_outliers": "evaluation",
     "quantize": "quantization",
     "save_quantized": "quantization",
+    "to_integers": "quantization",
 }
 
 

@@ -1,5 +1,6 @@
-"""Post-training quantization of causal LMs, simulated with exact integer semantics."""
+"""Post-training quantization of causal LMs: simulated with exact integer semantics, or computed with integers."""
 
+from sparq.quantization.integers import to_integers
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.quantize import quantize, scheme_of
 from sparq.quantization.scheme import QuantizationScheme
@@ -12,4 +13,5 @@ __all__ = [
     "quantize",
     "save_quantized",
     "scheme_of",
+    "to_integers",
 ]

@@ -1,5 +1,6 @@
 """A linear layer with integer weights that quantizes its input at run time, simulated in floating point."""
 
+import copy
 from collections.abc import Callable
 from typing import Any, final
 
@@ -15,11 +16,12 @@ from sparq.quantization.quantizer import (
     quantize_symmetric,
     split_groups,
 )
+from sparq.quantization.scales import KeepsScales
 from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationScheme
 
 
 @final
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(KeepsScales):
     """y = D_x(Q_x(x / input_scale)) D_w(W)^T + bias, with Q to integers and D back from them.
 
     The weights are held as integers. The input is quantized at run time, with one scale a token or a tensor.
@@ -37,6 +39,8 @@ class QuantizedLinear(nn.Module):
         bias: [out_features], or None.
         input_scale: float32 [in_features], divides the input at run time; None divides by nothing.
     """
+
+    SCALES = ("weight_scale", "input_scale")
 
     weight: Tensor
     weight_scale: Tensor | None
@@ -125,24 +129,50 @@ class QuantizedLinear(nn.Module):
         Both weights and activations must be quantized.
         """
         assert self.weight_scale is not None, "the weights are not integers"
+        scale = self.input_integers(x)[1].double().reshape(-1, 1)
+        output = (self.accumulators(x) * self.weight_scale.double()).sum(-1) * scale
+        if self.bias is not None:
+            output = output + self.bias
+        return output.reshape(*x.shape[:-1], self.out_features)
+
+    def accumulators(self, x: Float[Tensor, "*tokens inputs"]) -> Int[Tensor, "_ outputs groups"]:
+        """Return the exact sums of integer products, less zero points, for all tokens; slow, a reference.
+
+        Both weights and activations must be quantized.
+        """
+        assert self.weight_scale is not None, "the weights are not integers"
         assert self.activation_bits != FLOAT_BITS, "the activations are not integers"
-        inputs = self._rows(x if self.input_scale is None else x / self.input_scale)
-        zero_point: Tensor | None = None
-        if self.activation_symmetric:
-            integers, scale = quantize_symmetric(inputs, self.activation_bits)
-        else:
-            integers, scale, zero_point = quantize_asymmetric(inputs, self.activation_bits)
+        integers, _, zero_point = self.input_integers(x)
         left = integers.int() if zero_point is None else integers.int() - zero_point
         left = left.reshape(-1, self.in_features)  # [tokens, inputs]
         groups = self.weight_scale.shape[1]
         right = split_groups(self.weight.int(), groups)
         if self.weight_zero_point is not None:
             right = right - self.weight_zero_point.unsqueeze(-1)
-        accumulators = integer_accumulators(split_groups(left, groups), right)
-        output = (accumulators * self.weight_scale.double()).sum(-1) * scale.double().reshape(-1, 1)
-        if self.bias is not None:
-            output = output + self.bias
-        return output.reshape(*x.shape[:-1], self.out_features)
+        return integer_accumulators(split_groups(left, groups), right)
+
+    def input_integers(
+        self, x: Float[Tensor, "*tokens inputs"]
+    ) -> tuple[Int8[Tensor, "*rows columns"], Float[Tensor, "*rows 1"], Int8[Tensor, "*rows 1"] | None]:
+        """Return the integers that the product sees, their scale, and their zero point where they have one.
+
+        With one scale for the whole tensor there is one row, else one a token.
+        """
+        rows = self._rows(x if self.input_scale is None else x / self.input_scale)
+        if self.activation_symmetric:
+            return *quantize_symmetric(rows, self.activation_bits), None
+        return quantize_asymmetric(rows, self.activation_bits)
+
+    def without_outputs(self) -> "QuantizedLinear":
+        """Return the layer with no rows of weights: it treats an input as this one does, and takes no memory."""
+        bare = copy.copy(self)
+        bare._buffers = dict(self._buffers)
+        bare._dense = None
+        bare.out_features = 0
+        for name in ("weight", "weight_scale", "weight_zero_point", "bias"):
+            tensor = getattr(self, name)
+            setattr(bare, name, None if tensor is None else tensor[:0].clone())
+        return bare
 
     @torch.no_grad()
     def dense_weight(self) -> Float[Tensor, "outputs inputs"]:
@@ -162,16 +192,9 @@ class QuantizedLinear(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(1, -1) if self.activation_granularity == "tensor" else x
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        # `model.to(torch.bfloat16)` must not round the scales: they are float32 by definition.
-        scales = {name: getattr(self, name) for name in ("weight_scale", "input_scale")}
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsScales:
         self._dense = None
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, before in scales.items():
-            after = getattr(self, name)
-            if after is not None and after.dtype != before.dtype:
-                setattr(self, name, before.to(after.device))
-        return self
+        return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self._dense = None

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
+from sparq.quantization.embeddings import quantize_embeddings
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch, input_absmax
-from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
+from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
 
 CONFIG_KEY = "sparq_quantization"
@@ -32,10 +33,10 @@ def quantize(
 ) -> PreTrainedModel:
     """Return a quantized copy of a causal LM; the model itself is left as it was.
 
-    All linear layers of the decoder blocks are quantized. Embeddings, norms, the head, OPT's project_in and
-    project_out, the attention's two products and the KV cache stay in floating point. The copy shares no
-    storage with the model; the float weights of the quantized layers are never copied. It is in evaluation
-    mode and its parameters are frozen, for inference.
+    All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's two
+    products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The
+    copy shares no storage with the model; the float weights of the quantized layers are never copied. It is in
+    evaluation mode and its parameters are frozen, for inference.
 
         quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
 
@@ -90,7 +91,22 @@ def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict
         if not linear.weight.isfinite().all():
             raise SparqError(f"the weights of {name} have a NaN or an infinity: the model is broken")
         linears[name] = linear
+    _check_embeddings(model, scheme)
     return linears
+
+
+def _check_embeddings(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
+    if scheme.embedding_bits == FLOAT_BITS:
+        return
+    for name, layer in (("embedding", model.get_input_embeddings()), ("head", model.get_output_embeddings())):
+        group = EMBEDDING_GROUPS[scheme.embedding_bits]
+        if group and layer.weight.shape[1] % group:
+            raise SparqError(
+                f"the {name} has {layer.weight.shape[1]} channels: embedding_bits {scheme.embedding_bits} needs a"
+                f" multiple of {group}, embedding_bits 8 does not"
+            )
+        if not layer.weight.isfinite().all():
+            raise SparqError(f"the weights of the {name} have a NaN or an infinity: the model is broken")
 
 
 @torch.no_grad()
@@ -110,5 +126,7 @@ def _quantized_copy(
             )
             result.set_submodule(name, layer)
             bar.update()
+    if scheme.embedding_bits != FLOAT_BITS:
+        quantize_embeddings(result, scheme.embedding_bits)
     setattr(result.config, CONFIG_KEY, scheme.to_dict())
     return result.requires_grad_(False).eval()

@@ -16,6 +16,9 @@ GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 FLOAT_BITS = 16
 """The number of bits that means: left in the floating-point type that the model has."""
 
+EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 8: None}
+"""The bits that embedding and head may have, and how many channels then share a scale; None is a whole row."""
+
 BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
 
 
@@ -36,6 +39,8 @@ class QuantizationScheme:
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
+        embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
+            leave them as they are. Their inputs are not quantized.
     """
 
     method: Method
@@ -46,6 +51,7 @@ class QuantizationScheme:
     activation_symmetric: bool = True
     activation_granularity: Granularity = "token"
     smoothing_alpha: float = 0.5
+    embedding_bits: int = FLOAT_BITS
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -56,6 +62,8 @@ class QuantizationScheme:
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
                 raise SparqError(f"{name} is {bits!r}; it must be 2 to 8, or 16 for no quantization")
+        if isinstance(self.embedding_bits, bool) or self.embedding_bits not in (*EMBEDDING_GROUPS, FLOAT_BITS):
+            raise SparqError(f"embedding_bits is {self.embedding_bits!r}; it must be 4, 8, or 16 for no quantization")
         for name in ("weight_symmetric", "activation_symmetric"):
             if not isinstance(getattr(self, name), bool):
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,10 +19,12 @@ from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.models.conversion import convert, saved_attention
 from sparq.models.families import named_linears
+from sparq.quantization.embeddings import QuantizedEmbedding, quantized_head
+from sparq.quantization.integers import runs_on_integers
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.packing import field_width, pack, unpack
 from sparq.quantization.quantize import CONFIG_KEY, scheme_of
-from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
+from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 
 TENSORS = "model.safetensors"
 DESCRIPTION = "quantization.json"
@@ -47,16 +48,16 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
     scheme = scheme_of(model)
     if scheme is None:
         raise SparqError("the model is not quantized: call quantize first")
+    if runs_on_integers(model):
+        raise SparqError("the model computes with integers: save it before to_integers")
     folder = Path(folder)
     if folder.exists() and not (folder / DESCRIPTION).exists() and (folder.is_file() or any(folder.iterdir())):
         raise SparqError(f"{folder} holds something else than a quantized model: choose a new folder")
     tensors, aliases = _without_aliases({**model.state_dict(), **_transient_buffers(model)})
-    width = field_width(scheme.weight_bits)
-    for name, layer in _quantized_linears(model):
-        if width < 8:
-            packed = pack(tensors.pop(f"{name}.weight"), width)
-            tensors[name + _PACKED] = packed
-        assert layer.weight_scale is None or layer.weight_scale.dtype == torch.float32
+    for name, bits in _integer_layers(model, scheme):
+        width = field_width(bits)
+        if width < 8 and f"{name}.weight" in tensors:  # not so for a head that is tied to the embedding
+            tensors[name + _PACKED] = pack(tensors.pop(f"{name}.weight"), width)
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -100,8 +101,10 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
         raise SparqError(f"cannot read {folder / TENSORS}: {error}") from error
 
     model = _build(description, build)
-    _place_linears(model, scheme, tensors, folder)
     aliases: Mapping[str, str] = description["aliases"]
+    _place_linears(model, scheme, tensors, folder)
+    if scheme.embedding_bits != FLOAT_BITS:
+        _place_embeddings(model, scheme.embedding_bits, tensors, aliases, folder)
     try:
         state = {**tensors, **{name: tensors[target] for name, target in aliases.items()}}
         for name in _transient_buffers(model):
@@ -117,12 +120,17 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
     return model.requires_grad_(False).eval()
 
 
-def _quantized_linears(model: PreTrainedModel) -> list[tuple[str, QuantizedLinear]]:
-    layers: list[tuple[str, QuantizedLinear]] = []
-    for name, layer in named_linears(model):
-        assert isinstance(layer, QuantizedLinear), f"{name} is not quantized"
-        layers.append((name, layer))
+def _integer_layers(model: PreTrainedModel, scheme: QuantizationScheme) -> list[tuple[str, int]]:
+    """Return names and bits of the layers whose `weight` is integers."""
+    layers = [(name, scheme.weight_bits) for name, _ in named_linears(model)]
+    if scheme.embedding_bits != FLOAT_BITS:
+        layers += [(name, scheme.embedding_bits) for name in _embedding_names(model)]
     return layers
+
+
+def _embedding_names(model: PreTrainedModel) -> tuple[str, str]:
+    names = {module: name for name, module in model.named_modules()}
+    return names[model.get_input_embeddings()], names[model.get_output_embeddings()]
 
 
 def _transient_buffers(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -183,12 +191,9 @@ def _build(
 def _place_linears(
     model: PreTrainedModel, scheme: QuantizationScheme, tensors: dict[str, Tensor], folder: Path
 ) -> None:
-    width = field_width(scheme.weight_bits)
     for name, linear in list(named_linears(model)):
         assert isinstance(linear, nn.Linear)
-        if name + _PACKED in tensors:
-            packed = tensors.pop(name + _PACKED)
-            tensors[f"{name}.weight"] = unpack(packed, width, linear.in_features)
+        _unpack_weight(tensors, name, scheme.weight_bits, linear.in_features)
         found = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
         _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
         layer = QuantizedLinear(
@@ -198,6 +203,33 @@ def _place_linears(
             activation_granularity=scheme.activation_granularity,
         )
         model.set_submodule(name, layer)
+
+
+def _unpack_weight(tensors: dict[str, Tensor], name: str, bits: int, columns: int) -> None:
+    if name + _PACKED in tensors:
+        tensors[f"{name}.weight"] = unpack(tensors.pop(name + _PACKED), field_width(bits), columns)
+
+
+def _place_embeddings(
+    model: PreTrainedModel, bits: int, tensors: dict[str, Tensor], aliases: Mapping[str, str], folder: Path
+) -> None:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    found: list[tuple[Tensor, Tensor]] = []
+    for name, layer in zip(_embedding_names(model), (embedding, head), strict=True):
+        rows, columns = layer.weight.shape
+        _unpack_weight(tensors, name, bits, columns)
+        shapes = {"weight": [rows, columns], "weight_scale": [rows, columns // (EMBEDDING_GROUPS[bits] or columns)]}
+        stored = {key: tensors.get(aliases.get(f"{name}.{key}", f"{name}.{key}")) for key in shapes}
+        for key, tensor in stored.items():
+            shape = None if tensor is None else list(tensor.shape)
+            if shape != shapes[key]:
+                raise SparqError(f"{folder / TENSORS} does not fit {name}: {key} has shape {shape}, not {shapes[key]}")
+        weight, scale = stored["weight"], stored["weight_scale"]
+        assert weight is not None
+        assert scale is not None
+        found.append((weight, scale))
+    model.set_input_embeddings(QuantizedEmbedding(*found[0], embedding.weight.dtype))
+    model.set_output_embeddings(quantized_head(*found[1], head.bias))
 
 
 def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linear: nn.Linear, complaint: str) -> None:

@@ -1,0 +1,107 @@
+"""Exact products of small integers on a CPU: what the weights look like in memory, and how they are multiplied."""
+
+import torch
+from jaxtyping import Int, Int8, Int32
+from torch import Tensor
+
+from sparq.errors import SparqError
+from sparq.quantization.quantizer import split_groups
+
+DIAGONAL_ROWS = 64
+"""How many rows the product of a group at a time may have to be done as one product of sparse rows."""
+
+
+def pack_halves(integers: Int8[Tensor, "rows columns"]) -> Int8[Tensor, "rows bytes"]:
+    """Return integers of 4 bits, two a byte: column j in the low half, column j + columns / 2 in the high one.
+
+    Neighbors in a byte are far apart in the row, so that each half of a row is unpacked by one shift of whole vectors.
+
+    Args:
+        integers: each in [-8, 7]; an even number of columns.
+    """
+    assert integers.shape[1] % 2 == 0, "two integers a byte"
+    low, high = integers.chunk(2, dim=1)
+    return (low & 15) | (high << 4)
+
+
+def unpack_halves(packed: Int8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows columns"]:
+    """Return what `pack_halves` was given."""
+    return torch.cat(((packed << 4) >> 4, packed >> 4), dim=-1)
+
+
+def require_exact_products(bits: int) -> None:
+    """Check that this processor multiplies int8 activations by weights of so many bits exactly.
+
+    Without VNNI instructions oneDNN adds pairs of products in 16 bits, where those of large weights saturate.
+
+    Raises:
+        SparqError: it does not.
+    """
+    smallest = -(2 ** (bits - 1))
+    left, right = torch.full((2, 64), 127, dtype=torch.int8), torch.full((16, 64), smallest, dtype=torch.int8)
+    if not bool((torch._int_mm(left, right.t()) == 64 * 127 * smallest).all()):
+        raise SparqError(
+            f"this processor's int8 products are not exact for weights of {bits} bits (it lacks VNNI): keep the"
+            " simulated model, or quantize with activation_bits 16"
+        )
+
+
+def grouped_product(
+    left: Int8[Tensor, "tokens inputs"], right: Int8[Tensor, "outputs inputs"], groups: int
+) -> Int32[Tensor, "groups tokens outputs"]:
+    """Return sum over each group of consecutive inputs of left * right, exact in int32.
+
+    `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions. A
+    product of few tokens waits for the weights, so all groups are done in one: row (g, t) of the left side is token t
+    with everything outside of group g set to zero. For many tokens that would be `groups` times the work; they go
+    group by group.
+
+    Args:
+        left: activations.
+        right: weights; rows of consecutive numbers, which is the layout that is fastest for one token.
+        groups: divides the number of inputs.
+    """
+    tokens, inputs = left.shape
+    if groups == 1:
+        # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
+        # anything and says nothing (pytorch issue 195066).
+        left = left.as_strided((tokens, inputs), (inputs, 1))
+        return torch._int_mm(left, right.t()).unsqueeze(0)
+    if tokens * groups <= DIAGONAL_ROWS:
+        own = torch.eye(groups, dtype=torch.int8, device=left.device).reshape(groups, 1, groups, 1)
+        rows = (split_groups(left, groups) * own).reshape(groups * tokens, inputs)
+        return torch._int_mm(rows, right.t()).reshape(groups, tokens, -1)
+    size = inputs // groups
+    parts = [slice(start, start + size) for start in range(0, inputs, size)]
+    return torch.stack([torch._int_mm(left[:, part], right[:, part].t()) for part in parts])
+
+
+def correct_zero_points(
+    product: Int32[Tensor, "groups tokens outputs"],
+    left: Int8[Tensor, "tokens inputs"],
+    left_zero_point: Int8[Tensor, "tokens 1"] | None,
+    right_sums: Int32[Tensor, "groups outputs"] | None,
+    right_zero_point: Int[Tensor, "groups outputs"] | None,
+) -> Int32[Tensor, "groups tokens outputs"]:
+    """Return the product as if the zero points had been subtracted first, exact in int32.
+
+    With zero points a of the left and b of the right side, and sums over one group of n inputs,
+
+        sum (l - a) (r - b) = sum l r - a (sum r - n b) - b sum l
+
+    because l - a and r - b themselves take up to 9 bits.
+
+    Args:
+        product: sum l r.
+        left: l.
+        left_zero_point: a; None is 0.
+        right_sums: sum r - n b; needed where a is.
+        right_zero_point: b; None is 0.
+    """
+    if left_zero_point is not None:
+        assert right_sums is not None, "a zero point needs the sums of the other side"
+        product = product - left_zero_point.int() * right_sums.unsqueeze(1)
+    if right_zero_point is not None:
+        sums = split_groups(left, len(product)).sum(-1, dtype=torch.int32)  # [tokens, groups]
+        product = product - sums.t().unsqueeze(-1) * right_zero_point.int().unsqueeze(1)
+    return product
