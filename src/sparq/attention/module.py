@@ -51,6 +51,8 @@ class OutlierFreeAttention(nn.Module):
         self.gate = None
         if spec.gate is not None:
             self.gate = HeadGate(spec.gate, hidden=hidden, heads=heads, head_dim=head_dim, like=like)
+        self.basis: nn.Module | None = None
+        """Makes the gates' input of what the layer is given, where another basis has been chosen for that."""
         self._gates: Tensor | None = None
         self._asked = False
 
@@ -79,7 +81,7 @@ class OutlierFreeAttention(nn.Module):
     def take_gates(self, hidden_states: Float[Tensor, "batch queries hidden"]) -> None:
         """Compute the gates of the next output."""
         assert self.gate is not None
-        self._gates = self.gate(hidden_states)
+        self._gates = self.gate(hidden_states if self.basis is None else self.basis(hidden_states))
 
     def forward(
         self,

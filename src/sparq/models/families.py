@@ -28,6 +28,12 @@ class Family:
         attention: path of the attention module, from a block.
         linears: every linear layer of a block, in the order of evaluation.
         norm_groups: norms whose output feeds linear layers directly, in a pre-norm block.
+        embeddings: paths of the tables that the first block's input is the sum of, from the causal LM.
+        final_norm: path of the norm before the head, from the causal LM.
+        value: the layer that makes the values, among others if `fused`.
+        output: the layer that reads the heads' outputs.
+        down: the last layer of the MLP.
+        fused: whether `value` makes queries, keys and values, one after another for each head.
         lora_targets: the layers that the papers adapt (q, k, v, o and the MLP; SpARQ appendix E.1).
     """
 
@@ -36,7 +42,13 @@ class Family:
     attention: str
     linears: tuple[str, ...]
     norm_groups: tuple[NormGroup, ...]
+    embeddings: tuple[str, ...]
+    final_norm: str
+    value: str
+    output: str
+    down: str
     lora_targets: tuple[str, ...]
+    fused: bool = False
 
 
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
@@ -50,6 +62,11 @@ _LLAMA = Family(
         NormGroup(norm="input_layernorm", linears=_QKV),
         NormGroup(norm="post_attention_layernorm", linears=("mlp.gate_proj", "mlp.up_proj")),
     ),
+    embeddings=("model.embed_tokens",),
+    final_norm="model.norm",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    down="mlp.down_proj",
     lora_targets=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 )
 
@@ -62,6 +79,11 @@ _OPT = Family(
         NormGroup(norm="self_attn_layer_norm", linears=_QKV),
         NormGroup(norm="final_layer_norm", linears=("fc1",)),
     ),
+    embeddings=("model.decoder.embed_tokens", "model.decoder.embed_positions"),
+    final_norm="model.decoder.final_layer_norm",
+    value="self_attn.v_proj",
+    output="self_attn.out_proj",
+    down="fc2",
     lora_targets=("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
 )
 
@@ -78,6 +100,12 @@ _GPT_NEOX = Family(
         NormGroup(norm="input_layernorm", linears=("attention.query_key_value",)),
         NormGroup(norm="post_attention_layernorm", linears=("mlp.dense_h_to_4h",)),
     ),
+    embeddings=("gpt_neox.embed_in",),
+    final_norm="gpt_neox.final_layer_norm",
+    value="attention.query_key_value",
+    output="attention.dense",
+    down="mlp.dense_4h_to_h",
+    fused=True,
     lora_targets=("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"),
 )
 
@@ -116,6 +144,13 @@ def named_linears(model: PreTrainedModel) -> Iterator[tuple[str, nn.Module]]:
     for index, block in enumerate(decoder_blocks(model)):
         for name in family.linears:
             yield f"{family.blocks}.{index}.{name}", block.get_submodule(name)
+
+
+def input_groups(model: PreTrainedModel) -> list[tuple[str, ...]]:
+    """Return the names, from a block, of the linear layers that read one input together, in the order of evaluation."""
+    family = family_of(model)
+    shared = {name: group.linears for group in family.norm_groups for name in group.linears}
+    return list(dict.fromkeys(shared.get(name, (name,)) for name in family.linears))
 
 
 def attention_layers(model: PreTrainedModel) -> list[nn.Module]:

@@ -9,6 +9,8 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sparq.quantization.grid import Grid
+from sparq.quantization.hadamard import apply_hadamard
 from sparq.quantization.quantizer import (
     dequantize,
     fake_quantize,
@@ -22,7 +24,7 @@ from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationSchem
 
 @final
 class QuantizedLinear(KeepsScales):
-    """y = D_x(Q_x(x / input_scale)) D_w(W)^T + bias, with Q to integers and D back from them.
+    """y = D_x(Q_x(x / input_scale H)) D_w(W)^T + bias, with Q to integers and D back from them.
 
     The weights are held as integers. The input is quantized at run time, with one scale a token or a tensor.
     The product is then computed in float32 with dequantized operands ("fake quantization"), which equals the
@@ -38,6 +40,7 @@ class QuantizedLinear(KeepsScales):
         weight_zero_point: int8 [out_features, groups], or None where the weights are symmetric.
         bias: [out_features], or None.
         input_scale: float32 [in_features], divides the input at run time; None divides by nothing.
+        hadamard: whether the input is multiplied by a Hadamard matrix H at run time, else H is the identity.
     """
 
     SCALES = ("weight_scale", "input_scale")
@@ -59,6 +62,8 @@ class QuantizedLinear(KeepsScales):
         activation_bits: int,
         activation_symmetric: bool = True,
         activation_granularity: Granularity = "token",
+        activation_clip: float = 1.0,
+        hadamard: bool = False,
     ) -> None:
         super().__init__()
         assert weight.is_floating_point() == (weight_scale is None), "integer weights, and only those, have a scale"
@@ -66,12 +71,52 @@ class QuantizedLinear(KeepsScales):
         self.activation_bits = activation_bits
         self.activation_symmetric = activation_symmetric
         self.activation_granularity = activation_granularity
+        self.activation_clip = activation_clip
+        self.hadamard = hadamard
         self.register_buffer("weight", weight)
         self.register_buffer("weight_scale", weight_scale)
         self.register_buffer("weight_zero_point", weight_zero_point)
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
         self._dense: Tensor | None = None
+
+    @classmethod
+    def floating(
+        cls,
+        linear: nn.Linear,
+        scheme: QuantizationScheme,
+        *,
+        factor: Float[Tensor, " inputs"] | None = None,
+        divide_input: bool = False,
+        hadamard: bool = False,
+    ) -> "QuantizedLinear":
+        """Return the layer ahead of rounding: weights in floating point, inputs quantized as the scheme says.
+
+        Args:
+            linear: the layer to quantize; it is left as it was.
+            scheme: how inputs are quantized.
+            factor: multiplies each input feature's column of the weights.
+            divide_input: divide the input by `factor` at run time, for a factor that no earlier layer takes
+                over.
+            hadamard: multiply the weights, and the input at run time, by a Hadamard matrix.
+        """
+        # What is to be rounded anyway is not rounded to 16 bits first.
+        dtype = linear.weight.dtype if scheme.weight_bits == FLOAT_BITS else torch.float32
+        weight = linear.weight.detach().to(dtype, copy=True)
+        if factor is not None:
+            weight = (weight.float() * factor).to(dtype)
+        if hadamard:
+            weight = apply_hadamard(weight.double()).to(dtype)
+        return cls(
+            weight=weight,
+            bias=None if linear.bias is None else linear.bias.detach().clone(),
+            input_scale=factor.clone() if factor is not None and divide_input else None,
+            hadamard=hadamard,
+            activation_bits=scheme.activation_bits,
+            activation_symmetric=scheme.activation_symmetric,
+            activation_granularity=scheme.activation_granularity,
+            activation_clip=scheme.activation_clip,
+        )
 
     @classmethod
     def round_to_nearest(
@@ -81,45 +126,45 @@ class QuantizedLinear(KeepsScales):
         *,
         factor: Float[Tensor, " inputs"] | None = None,
         divide_input: bool = False,
+        hadamard: bool = False,
     ) -> "QuantizedLinear":
-        """Return the layer with the nearest integers for the weights of `linear`.
-
-        Args:
-            linear: the layer to quantize; it is left as it was.
-            scheme: the number of bits and the shape of the groups.
-            factor: multiplies each input feature's column of the weights first.
-            divide_input: divide the input by `factor` at run time, for a factor that no earlier layer takes
-                over.
-        """
-        weight, scale, zero_point = linear.weight.detach(), None, None
-        if factor is not None:
-            weight = (weight.float() * factor).to(weight.dtype if scheme.weight_bits == FLOAT_BITS else torch.float32)
+        """Return the layer with the nearest integers for its weights; arguments as in `floating`."""
+        layer = cls.floating(linear, scheme, factor=factor, divide_input=divide_input, hadamard=hadamard)
         if scheme.weight_bits == FLOAT_BITS:
-            weight = weight.clone()
-        elif scheme.weight_symmetric:
-            weight, scale = quantize_symmetric(weight, scheme.weight_bits, scheme.group_size)
-        else:
-            weight, scale, zero_point = quantize_asymmetric(weight, scheme.weight_bits, scheme.group_size)
-        return cls(
-            weight=weight,
-            weight_scale=scale,
-            weight_zero_point=zero_point,
-            bias=None if linear.bias is None else linear.bias.detach().clone(),
-            input_scale=factor.clone() if factor is not None and divide_input else None,
-            activation_bits=scheme.activation_bits,
-            activation_symmetric=scheme.activation_symmetric,
-            activation_granularity=scheme.activation_granularity,
+            return layer
+        grid = scheme.grid(layer.weight)
+        return layer.rounded(grid, grid.round(layer.weight))
+
+    def rounded(self, grid: Grid, integers: Int8[Tensor, "outputs inputs"]) -> "QuantizedLinear":
+        """Return the layer with integers of a grid for its weights."""
+        assert self.weight_scale is None, "the weights are rounded already"
+        return QuantizedLinear(
+            weight=integers,
+            weight_scale=grid.scale,
+            weight_zero_point=grid.zero_point,
+            bias=self.bias,
+            input_scale=self.input_scale,
+            hadamard=self.hadamard,
+            activation_bits=self.activation_bits,
+            activation_symmetric=self.activation_symmetric,
+            activation_granularity=self.activation_granularity,
+            activation_clip=self.activation_clip,
         )
 
     def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return the layer's output in the type of `x`."""
         weight = self.dense_weight()
         bias = None if self.bias is None else self.bias.to(weight.dtype)
-        inputs = x if self.input_scale is None else x / self.input_scale
-        if self.activation_bits != FLOAT_BITS:
-            rows = self._rows(inputs)
-            inputs = fake_quantize(rows, self.activation_bits, symmetric=self.activation_symmetric).view(x.shape)
-        return functional.linear(inputs.to(weight.dtype), weight, bias).to(x.dtype)
+        return functional.linear(self.seen(x).to(weight.dtype), weight, bias).to(x.dtype)
+
+    def seen(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens inputs"]:
+        """Return what the product sees of the input: transformed, quantized and dequantized."""
+        inputs = self._transformed(x)
+        if self.activation_bits == FLOAT_BITS:
+            return inputs
+        return fake_quantize(
+            self._rows(inputs), self.activation_bits, symmetric=self.activation_symmetric, clip=self.activation_clip
+        ).view(x.shape)
 
     def integer_forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return, in float64, what exact integer arithmetic gives: slow, the reference for `forward`.
@@ -158,10 +203,10 @@ class QuantizedLinear(KeepsScales):
 
         With one scale for the whole tensor there is one row, else one a token.
         """
-        rows = self._rows(x if self.input_scale is None else x / self.input_scale)
+        rows = self._rows(self._transformed(x))
         if self.activation_symmetric:
-            return *quantize_symmetric(rows, self.activation_bits), None
-        return quantize_asymmetric(rows, self.activation_bits)
+            return *quantize_symmetric(rows, self.activation_bits, clip=self.activation_clip), None
+        return quantize_asymmetric(rows, self.activation_bits, clip=self.activation_clip)
 
     def without_outputs(self) -> "QuantizedLinear":
         """Return the layer with no rows of weights: it treats an input as this one does, and takes no memory."""
@@ -188,6 +233,10 @@ class QuantizedLinear(KeepsScales):
         """Return the sizes, for `print(model)`."""
         kind = "float" if self.weight_scale is None else f"integer, groups={self.weight_scale.shape[1]}"
         return f"{self.in_features}, {self.out_features}, weight={kind}, activation_bits={self.activation_bits}"
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        x = x if self.input_scale is None else x / self.input_scale
+        return apply_hadamard(x) if self.hadamard else x
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.reshape(1, -1) if self.activation_granularity == "tensor" else x

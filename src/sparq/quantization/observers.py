@@ -55,7 +55,7 @@ def observe_inputs(
         model.eval()
         with progress("calibration", total=total, unit="batch") as bar:
             for index, batch in enumerate(batches):
-                ids, mask = _checked(model, batch, index)
+                ids, mask = checked_batch(model, batch, index)
                 kept = mask.flatten().bool()
                 tokens += int(kept.sum())
                 if kept.any():
@@ -96,7 +96,10 @@ def input_absmax(
     return largest
 
 
-def _checked(model: PreTrainedModel, batch: CalibrationBatch, index: int) -> tuple[Tensor, Tensor]:
+def checked_batch(
+    model: PreTrainedModel, batch: CalibrationBatch, index: int
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, "batch length"]]:
+    """Return token ids and mask of a calibration batch on the model's device, or say what is wrong with it."""
     where = f"calibration batch {index}"
     if isinstance(batch, Mapping):
         if "input_ids" not in batch:

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel
 from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
+from sparq.quantization.compensation import round_with_compensation
 from sparq.quantization.embeddings import quantize_embeddings
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch, input_absmax
+from sparq.quantization.rotation import rotate
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
 
@@ -43,7 +45,7 @@ def quantize(
     Args:
         model: a causal LM of a supported family, adapters merged.
         calibration: batches of token ids, or mappings with `input_ids` and `attention_mask` (padding is left
-            out); read once. `rtn` needs none and does not read it.
+            out); read once, and held. A scheme that rounds to nearest without smoothing does not read it.
         scheme: what to do.
         **settings: the fields of a `QuantizationScheme`, instead of `scheme`.
 
@@ -58,13 +60,15 @@ def quantize(
         raise SparqError(f"give a scheme or its settings, not both (got a scheme and {', '.join(settings)})")
     linears = _checked_linears(model, scheme)
 
+    if scheme.needs_calibration and calibration is None:
+        raise SparqError(f"{scheme.name} needs calibration data: batches of token ids like those the model will see")
+    batches = [] if calibration is None or not scheme.needs_calibration else list(calibration)
+
     factors: dict[str, Tensor] = {}
     if scheme.method == "smoothquant":
-        if calibration is None:
-            raise SparqError("smoothquant needs calibration data: batches of token ids like those the model will see")
-        absmax = input_absmax(model, calibration, [names[0] for _, names in smoothed_groups(model)])
+        absmax = input_absmax(model, batches, [names[0] for _, names in smoothed_groups(model)])
         factors = model_smoothing_factors(model, absmax, scheme.smoothing_alpha)
-    return _quantized_copy(model, scheme, linears, factors)
+    return _quantized_copy(model, scheme, linears, factors, batches)
 
 
 def scheme_of(model: PreTrainedModel) -> QuantizationScheme | None:
@@ -115,18 +119,27 @@ def _quantized_copy(
     scheme: QuantizationScheme,
     linears: dict[str, nn.Linear],
     factors: dict[str, Float[Tensor, " _"]],
+    batches: list[CalibrationBatch],
 ) -> PreTrainedModel:
-    # Memory: the linear layers are shared by the copy until each is replaced by its quantized counterpart.
-    result: PreTrainedModel = copy.deepcopy(model, {id(linear): linear for linear in linears.values()})
+    rotated = scheme.method == "rotation"
+    # Memory: unless it is rotated, the copy shares the linear layers until each is replaced by its counterpart.
+    shared = {} if rotated else {id(linear): linear for linear in linears.values()}
+    result: PreTrainedModel = copy.deepcopy(model, shared).eval()
     at_run_time = fold_into_norms(result, factors) if factors else set()
+    if rotated:
+        rotate(result, scheme.seed)
+    make = QuantizedLinear.floating if scheme.compensates else QuantizedLinear.round_to_nearest
+    down = family_of(model).down
     with progress(f"quantize {scheme.name}", total=len(linears), unit="layer") as bar:
-        for name, linear in linears.items():
-            layer = QuantizedLinear.round_to_nearest(
-                linear, scheme, factor=factors.get(name), divide_input=name in at_run_time
-            )
+        for name, linear in list(named_linears(result)):
+            assert isinstance(linear, nn.Linear)
+            hadamard = rotated and name.endswith(f".{down}")
+            layer = make(linear, scheme, factor=factors.get(name), divide_input=name in at_run_time, hadamard=hadamard)
             result.set_submodule(name, layer)
             bar.update()
+    if scheme.compensates:
+        round_with_compensation(result, scheme, batches)
     if scheme.embedding_bits != FLOAT_BITS:
         quantize_embeddings(result, scheme.embedding_bits)
     setattr(result.config, CONFIG_KEY, scheme.to_dict())
-    return result.requires_grad_(False).eval()
+    return result.requires_grad_(False)

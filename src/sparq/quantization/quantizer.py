@@ -19,54 +19,57 @@ def largest_integer(bits: int) -> int:
 
 
 def quantize_symmetric(
-    x: Float[Tensor, "*rows columns"], bits: int, group_size: int | None = None
+    x: Float[Tensor, "*rows columns"], bits: int, group_size: int | None = None, *, clip: float = 1.0
 ) -> tuple[Int8[Tensor, "*rows columns"], Float[Tensor, "*rows groups"]]:
     """Quantize so that zero maps to zero and both signs have the same range.
 
     With Q = 2^(bits-1) - 1, for every row, or every `group_size` consecutive columns of it,
 
-        scale = max|x| / Q        integer = round(x / scale), in [-Q, Q]        x ~ scale * integer
+        scale = clip max|x| / Q        integer = clamp(round(x / scale), -Q, Q)        x ~ scale * integer
 
-    (SmoothQuant, equation 1). The integer -Q-1 is not used. The error is at most scale / 2. Where all of x is
-    zero the scale is 1.
+    (SmoothQuant, equation 1, has clip = 1). The integer -Q-1 is not used. The error is at most scale / 2 but for what
+    is clipped. Where all of x is zero the scale is 1.
 
     Args:
         x: the values. Flatten a tensor to one row for one scale in all.
         bits: 2 to 8.
         group_size: columns that share a scale; it divides the number of columns. None is the whole row.
+        clip: share of the range that is covered, more than 0 and at most 1.
 
     Returns:
         The integers, and the float32 scale of each group.
     """
     grouped = _group(x, group_size)
-    scale = _symmetric_scale(grouped, bits)
-    integers = (grouped / scale).round_()
+    scale = _symmetric_scale(grouped, bits, clip)
+    integers = _symmetric_integers(grouped, scale, bits)
     return integers.to(torch.int8).reshape(x.shape), scale.squeeze(-1)
 
 
 def quantize_asymmetric(
-    x: Float[Tensor, "*rows columns"], bits: int, group_size: int | None = None
+    x: Float[Tensor, "*rows columns"], bits: int, group_size: int | None = None, *, clip: float = 1.0
 ) -> tuple[Int8[Tensor, "*rows columns"], Float[Tensor, "*rows groups"], Int8[Tensor, "*rows groups"]]:
-    """Quantize the range from min(x, 0) to max(x, 0) onto all 2^bits integers.
+    """Quantize the range from low = clip min(x, 0) to high = clip max(x, 0) onto all 2^bits integers.
 
     With q = -2^(bits-1), the smallest integer,
 
-        scale = (max(x, 0) - min(x, 0)) / (2^bits - 1)        zero_point = q - round(min(x, 0) / scale)
+        scale = (high - low) / (2^bits - 1)        zero_point = q - round(low / scale)
         integer = clamp(round(x / scale) + zero_point, q, -q - 1)        x ~ scale * (integer - zero_point)
 
-    The range contains zero, so that zero is exact and the zero point is an integer of the same width. The
-    integers are signed: they are the usual 0 to 2^bits - 1, less 2^(bits-1). The error is at most scale / 2.
+    The range contains zero, so that zero is exact and the zero point is an integer of the same width. The integers are
+    signed: they are the usual 0 to 2^bits - 1, less 2^(bits-1). The error is at most scale / 2 but for what is
+    clipped.
 
     Args:
         x: the values. Flatten a tensor to one row for one scale in all.
         bits: 2 to 8.
         group_size: columns that share a scale; it divides the number of columns. None is the whole row.
+        clip: share of the range that is covered, more than 0 and at most 1.
 
     Returns:
         The integers, and the float32 scale and the zero point of each group.
     """
     grouped = _group(x, group_size)
-    scale, zero_point = _asymmetric_range(grouped, bits)
+    scale, zero_point = _asymmetric_range(grouped, bits, clip)
     integers = _asymmetric_integers(grouped, scale, zero_point, bits)
     return (
         integers.to(torch.int8).reshape(x.shape),
@@ -87,16 +90,18 @@ def dequantize(
     return (values * scale.float().unsqueeze(-1)).reshape(integers.shape)
 
 
-def fake_quantize(x: Float[Tensor, "*rows columns"], bits: int, *, symmetric: bool) -> Float[Tensor, "*rows columns"]:
+def fake_quantize(
+    x: Float[Tensor, "*rows columns"], bits: int, *, symmetric: bool, clip: float = 1.0
+) -> Float[Tensor, "*rows columns"]:
     """Return, in float32, each row quantized and dequantized again, without an integer tensor between.
 
     The result is that of `dequantize` after `quantize_symmetric` or `quantize_asymmetric`, bit for bit.
     """
     x = x.float()
     if symmetric:
-        scale = _symmetric_scale(x, bits)
-        return (x / scale).round_().mul_(scale)
-    scale, zero_point = _asymmetric_range(x, bits)
+        scale = _symmetric_scale(x, bits, clip)
+        return _symmetric_integers(x, scale, bits).mul_(scale)
+    scale, zero_point = _asymmetric_range(x, bits, clip)
     return _asymmetric_integers(x, scale, zero_point, bits).sub_(zero_point).mul_(scale)
 
 
@@ -112,16 +117,21 @@ def _group(x: Tensor, group_size: int | None) -> Tensor:
     return split_groups(x.float(), columns // size)
 
 
-def _symmetric_scale(x: Tensor, bits: int) -> Tensor:
+def _symmetric_scale(x: Tensor, bits: int, clip: float) -> Tensor:
     # Two reductions are several times faster on a CPU than aminmax or an infinity norm.
     largest = torch.maximum(x.amax(-1, keepdim=True), -x.amin(-1, keepdim=True))
-    return _usable(largest / largest_integer(bits))
+    return usable_scale(largest * clip / largest_integer(bits))
 
 
-def _asymmetric_range(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    low = x.amin(-1, keepdim=True).clamp_(max=0)
-    high = x.amax(-1, keepdim=True).clamp_(min=0)
-    scale = _usable((high - low) / (2**bits - 1))
+def _symmetric_integers(x: Tensor, scale: Tensor, bits: int) -> Tensor:
+    largest = largest_integer(bits)
+    return (x / scale).round_().clamp_(-largest, largest)
+
+
+def _asymmetric_range(x: Tensor, bits: int, clip: float) -> tuple[Tensor, Tensor]:
+    low = x.amin(-1, keepdim=True).clamp_(max=0).mul_(clip)
+    high = x.amax(-1, keepdim=True).clamp_(min=0).mul_(clip)
+    scale = usable_scale((high - low) / (2**bits - 1))
     return scale, -(2 ** (bits - 1)) - (low / scale).round_()
 
 
@@ -132,5 +142,6 @@ def _asymmetric_integers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
     return (x / scale).round_().add_(zero_point).clamp_(smallest, -smallest - 1)
 
 
-def _usable(scale: Tensor) -> Tensor:
+def usable_scale(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the scale, 1 where it is too small to divide by."""
     return torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)

@@ -5,19 +5,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sparq.errors import SparqError, unknown
+from jaxtyping import Float
+from torch import Tensor
 
-Method = Literal["rtn", "smoothquant"]
+from sparq.errors import SparqError, unknown
+from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
+
+Method = Literal["rtn", "smoothquant", "gptq", "rotation"]
 Granularity = Literal["token", "tensor"]
+Rounding = Literal["nearest", "gptq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 FLOAT_BITS = 16
 """The number of bits that means: left in the floating-point type that the model has."""
 
 EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 8: None}
 """The bits that embedding and head may have, and how many channels then share a scale; None is a whole row."""
+
+_REALS = (
+    ("smoothing_alpha", 0.0, 1.0),
+    ("weight_tail", 0.0, 0.5),
+    ("activation_clip", 0.0, 1.0),
+    ("gptq_damping", 0.0, 1.0),
+)
+_MAY_BE_ZERO = ("smoothing_alpha",)
 
 BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
 
@@ -27,7 +41,8 @@ class QuantizationScheme:
     """The settings of one post-training quantization.
 
     Attributes:
-        method: `rtn` (round to nearest) or `smoothquant` (Xiao et al. 2023, arXiv 2211.10438, section 4).
+        method: `rtn` (round to nearest), `smoothquant` (Xiao et al. 2023, arXiv 2211.10438, section 4), `gptq` (Frantar
+            et al. 2023, arXiv 2210.17323) or `rotation` (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456).
         weight_bits: 2 to 8, or 16 to leave the weights as they are.
         activation_bits: 2 to 8, or 16 to leave the inputs of the linear layers as they are.
         group_size: input features that share one weight scale; None is one scale per output channel.
@@ -39,6 +54,13 @@ class QuantizationScheme:
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
+        rounding: `nearest`, or `gptq`; None is what the method is known for: `gptq` for itself and `rotation`, else
+            `nearest`.
+        weight_range: how far a grid of weights reaches, `max`, `mse` or `percentile`; see `weight_grid`.
+        weight_tail: share of the weights that `percentile` clips (the papers' 1 % and 5 %); others do not read it.
+        activation_clip: share of each token's range that its integers cover, more than 0 and at most 1.
+        gptq_damping: share of the mean squared input that GPTQ adds to each; nothing else reads it.
+        seed: of random rotations; nothing else reads it.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
     """
@@ -51,6 +73,12 @@ class QuantizationScheme:
     activation_symmetric: bool = True
     activation_granularity: Granularity = "token"
     smoothing_alpha: float = 0.5
+    rounding: Rounding | None = None
+    weight_range: WeightRange = "max"
+    weight_tail: float = 0.01
+    activation_clip: float = 1.0
+    gptq_damping: float = 0.01
+    seed: int = 0
     embedding_bits: int = FLOAT_BITS
 
     def __post_init__(self) -> None:
@@ -58,6 +86,10 @@ class QuantizationScheme:
             raise unknown("quantization method", str(self.method), METHODS)
         if self.activation_granularity not in GRANULARITIES:
             raise unknown("activation granularity", str(self.activation_granularity), GRANULARITIES)
+        if self.weight_range not in WEIGHT_RANGES:
+            raise unknown("weight range", str(self.weight_range), WEIGHT_RANGES)
+        if self.rounding is not None and self.rounding not in ROUNDINGS:
+            raise unknown("rounding", str(self.rounding), ROUNDINGS)
         for name in ("weight_bits", "activation_bits"):
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
@@ -70,9 +102,37 @@ class QuantizationScheme:
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise SparqError(f"group_size is {size!r}; it must be a positive number of input features, or null")
-        alpha = self.smoothing_alpha
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 <= alpha <= 1:
-            raise SparqError(f"smoothing_alpha is {alpha!r}; it must be a number from 0 to 1")
+        for name, low, high in _REALS:
+            value = getattr(self, name)
+            real = isinstance(value, int | float) and not isinstance(value, bool)
+            if not real or not low <= value <= high or (value == 0 and name not in _MAY_BE_ZERO):
+                least = f"from {low:g}" if name in _MAY_BE_ZERO else f"more than {low:g}"
+                raise SparqError(f"{name} is {value!r}; it must be a number {least} to {high:g}")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise SparqError(f"seed is {self.seed!r}; it must be a whole number from 0 on")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether weights are rounded one after another, each making up for the ones before."""
+        if self.weight_bits == FLOAT_BITS:
+            return False
+        return (self.rounding or ("gptq" if self.method in ("gptq", "rotation") else "nearest")) == "gptq"
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Whether the method looks at data."""
+        return self.method == "smoothquant" or self.compensates
+
+    def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
+        """Return the grid of a weight matrix."""
+        return weight_grid(
+            weight,
+            self.weight_bits,
+            group_size=self.group_size,
+            symmetric=self.weight_symmetric,
+            reach=self.weight_range,
+            tail=self.weight_tail,
+        )
 
     @property
     def name(self) -> str:

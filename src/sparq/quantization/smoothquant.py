@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparq.attention import CHILD
 from sparq.models.families import decoder_blocks, family_of, is_pre_norm
 
 FLOOR = 1e-5
@@ -39,14 +40,17 @@ def smoothed_groups(model: PreTrainedModel) -> Iterator[tuple[nn.Module | None, 
 
     These are q, k, v and the first linear layers of the MLP. The output projection of the attention and the
     last layer of the MLP have no norm before them and are not smoothed. The norm is None where nothing can be
-    folded: in post-norm models the norm's output also feeds the residual connection, and a norm may have no
-    weights.
+    folded: in post-norm models the norm's output also feeds the residual connection, gates read it too, and a norm
+    may have no weights.
     """
     family = family_of(model)
     for index, block in enumerate(decoder_blocks(model)):
         for group in family.norm_groups:
             norm = block.get_submodule(group.norm)
-            foldable = is_pre_norm(model) and norm.weight is not None
+            attention = getattr(block.get_submodule(family.attention), CHILD, None)
+            # Gates read what q, k and v read, and are not smoothed.
+            gated = family.value in group.linears and attention is not None and attention.gate is not None
+            foldable = is_pre_norm(model) and norm.weight is not None and not gated
             names = tuple(f"{family.blocks}.{index}.{name}" for name in group.linears)
             yield (norm if foldable else None), names
 

@@ -18,12 +18,13 @@ from sparq.attention import IMPLEMENTATION
 from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.models.conversion import convert, saved_attention
-from sparq.models.families import named_linears
+from sparq.models.families import family_of, named_linears
 from sparq.quantization.embeddings import QuantizedEmbedding, quantized_head
 from sparq.quantization.integers import runs_on_integers
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.packing import field_width, pack, unpack
 from sparq.quantization.quantize import CONFIG_KEY, scheme_of
+from sparq.quantization.rotation import replace_norms
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 
 TENSORS = "model.safetensors"
@@ -101,6 +102,8 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
         raise SparqError(f"cannot read {folder / TENSORS}: {error}") from error
 
     model = _build(description, build)
+    if scheme.method == "rotation":
+        replace_norms(model)
     aliases: Mapping[str, str] = description["aliases"]
     _place_linears(model, scheme, tensors, folder)
     if scheme.embedding_bits != FLOAT_BITS:
@@ -197,10 +200,16 @@ def _place_linears(
         found = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
         _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
         layer = QuantizedLinear(
-            **found,
+            weight=found["weight"],
+            weight_scale=found.get("weight_scale"),
+            weight_zero_point=found.get("weight_zero_point"),
+            bias=found.get("bias"),
+            input_scale=found.get("input_scale"),
             activation_bits=scheme.activation_bits,
             activation_symmetric=scheme.activation_symmetric,
             activation_granularity=scheme.activation_granularity,
+            activation_clip=scheme.activation_clip,
+            hadamard=scheme.method == "rotation" and name.endswith(f".{family_of(model).down}"),
         )
         model.set_submodule(name, layer)
 
@@ -239,7 +248,9 @@ def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linea
         shapes["weight_scale"] = [rows, columns // (scheme.group_size or columns)]
         if not scheme.weight_symmetric:
             shapes["weight_zero_point"] = shapes["weight_scale"]
-    if linear.bias is not None:
+    # A rotated LayerNorm leaves its bias to layers that may have had none.
+    has_bias: bool = linear.bias is not None
+    if has_bias or (scheme.method == "rotation" and "bias" in found):
         shapes["bias"] = [rows]
     if "input_scale" in found:
         shapes["input_scale"] = [columns]

@@ -1,0 +1,70 @@
+"""Rounding with error compensation, block by block, on the inputs that the quantized model really has."""
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparq.errors import SparqError
+from sparq.models.families import decoder_blocks, input_groups
+from sparq.progress import progress
+from sparq.quantization.block_stream import BlockStream
+from sparq.quantization.gptq import gptq_round
+from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.observers import CalibrationBatch
+from sparq.quantization.scheme import QuantizationScheme
+
+
+@torch.no_grad()
+def round_with_compensation(
+    model: PreTrainedModel, scheme: QuantizationScheme, batches: Iterable[CalibrationBatch]
+) -> None:
+    """Round the floating weights of a model's `QuantizedLinear` layers by GPTQ, in place.
+
+    The hessian of a layer is that of its inputs as its product sees them: transformed, and quantized if activations
+    are. They come from a model whose earlier blocks, and earlier layers of the same block, are quantized already. The
+    bar shows the mean squared error of the block's output that its weights' rounding made.
+
+    Args:
+        model: all linear layers of its blocks are `QuantizedLinear.floating`.
+        scheme: the grid and the damping.
+        batches: calibration data, read once.
+
+    Raises:
+        SparqError: as `BlockStream`, or inputs are NaN or infinite.
+    """
+    stream = BlockStream(model, batches)
+    with progress(f"quantize {scheme.name}", total=len(stream.blocks), unit="block") as bar:
+        for index, block in enumerate(decoder_blocks(model)):
+            before = stream.call(index, 0)
+            for group in input_groups(model):
+                layers = {name: _layer(block, name) for name in group}
+                first = next(iter(layers.values()))
+                hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
+                for name, layer in layers.items():
+                    grid = scheme.grid(layer.weight)
+                    integers = gptq_round(layer.weight, hessian, grid, damping=scheme.gptq_damping)
+                    block.set_submodule(name, layer.rounded(grid, integers))
+            loss = (stream.call(index, 0) - before).float().square().mean()
+            stream.advance(index)
+            bar.set_postfix(loss=f"{float(loss):.3g}")
+            bar.update()
+
+
+def _layer(block: nn.Module, name: str) -> QuantizedLinear:
+    layer = block.get_submodule(name)
+    assert isinstance(layer, QuantizedLinear)
+    return layer
+
+
+def _hessian(stream: BlockStream, index: int, layer: QuantizedLinear, where: str) -> Float[Tensor, "inputs inputs"]:
+    """Return the mean of x^T x over the calibration tokens, as the layer's product sees them."""
+    total = torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64, device=layer.weight.device)
+    for batch in range(len(stream.batches)):
+        x = layer.seen(stream.inputs(index, layer, batch)).float()
+        total += x.T @ x
+    if not total.isfinite().all():
+        raise SparqError(f"the inputs of {where} are NaN or infinite on the calibration data; check the model")
+    return total / stream.num_tokens
