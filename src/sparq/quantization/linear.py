@@ -24,7 +24,7 @@ from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationSchem
 
 @final
 class QuantizedLinear(KeepsScales):
-    """y = D_x(Q_x(x / input_scale H)) D_w(W)^T + bias, with Q to integers and D back from them.
+    """y = D_x(Q_x((x / input_scale) M H)) D_w(W)^T + bias, with Q to integers and D back from them.
 
     The weights are held as integers. The input is quantized at run time, with one scale a token or a tensor.
     The product is then computed in float32 with dequantized operands ("fake quantization"), which equals the
@@ -40,16 +40,18 @@ class QuantizedLinear(KeepsScales):
         weight_zero_point: int8 [out_features, groups], or None where the weights are symmetric.
         bias: [out_features], or None.
         input_scale: float32 [in_features], divides the input at run time; None divides by nothing.
+        input_matrix: float32 [in_features, in_features], M, multiplies the input at run time; None is the identity.
         hadamard: whether the input is multiplied by a Hadamard matrix H at run time, else H is the identity.
     """
 
-    SCALES = ("weight_scale", "input_scale")
+    SCALES = ("weight_scale", "input_scale", "input_matrix")
 
     weight: Tensor
     weight_scale: Tensor | None
     weight_zero_point: Tensor | None
     bias: Tensor | None
     input_scale: Tensor | None
+    input_matrix: Tensor | None
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class QuantizedLinear(KeepsScales):
         weight_zero_point: Int8[Tensor, "outputs groups"] | None = None,
         bias: Float[Tensor, " outputs"] | None = None,
         input_scale: Float[Tensor, " inputs"] | None = None,
+        input_matrix: Float[Tensor, "inputs inputs"] | None = None,
         activation_bits: int,
         activation_symmetric: bool = True,
         activation_granularity: Granularity = "token",
@@ -78,6 +81,7 @@ class QuantizedLinear(KeepsScales):
         self.register_buffer("weight_zero_point", weight_zero_point)
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
+        self.register_buffer("input_matrix", input_matrix)
         self._dense: Tensor | None = None
 
     @classmethod
@@ -144,6 +148,7 @@ class QuantizedLinear(KeepsScales):
             weight_zero_point=grid.zero_point,
             bias=self.bias,
             input_scale=self.input_scale,
+            input_matrix=self.input_matrix,
             hadamard=self.hadamard,
             activation_bits=self.activation_bits,
             activation_symmetric=self.activation_symmetric,
@@ -236,6 +241,7 @@ class QuantizedLinear(KeepsScales):
 
     def _transformed(self, x: Tensor) -> Tensor:
         x = x if self.input_scale is None else x / self.input_scale
+        x = x if self.input_matrix is None else x @ self.input_matrix.to(x.dtype)
         return apply_hadamard(x) if self.hadamard else x
 
     def _rows(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
 from sparq.quantization.compensation import round_with_compensation
 from sparq.quantization.embeddings import quantize_embeddings
+from sparq.quantization.learned import learn_blocks
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch, input_absmax
 from sparq.quantization.rotation import rotate
@@ -122,17 +123,19 @@ def _quantized_copy(
     batches: list[CalibrationBatch],
 ) -> PreTrainedModel:
     rotated = scheme.method == "rotation"
-    # Memory: unless it is rotated, the copy shares the linear layers until each is replaced by its counterpart.
+    # Memory: unless they are rotated, the copy shares the linear layers until each is replaced by its counterpart.
     shared = {} if rotated else {id(linear): linear for linear in linears.values()}
     result: PreTrainedModel = copy.deepcopy(model, shared).eval()
     at_run_time = fold_into_norms(result, factors) if factors else set()
     if rotated:
         rotate(result, scheme.seed)
+    if scheme.learns:
+        learn_blocks(result, scheme, batches)
     make = QuantizedLinear.floating if scheme.compensates else QuantizedLinear.round_to_nearest
     down = family_of(model).down
-    with progress(f"quantize {scheme.name}", total=len(linears), unit="layer") as bar:
-        for name, linear in list(named_linears(result)):
-            assert isinstance(linear, nn.Linear)
+    left = [(name, layer) for name, layer in named_linears(result) if isinstance(layer, nn.Linear)]
+    with progress(f"quantize {scheme.name}", total=len(left), unit="layer") as bar:
+        for name, linear in left:
             hadamard = rotated and name.endswith(f".{down}")
             layer = make(linear, scheme, factor=factors.get(name), divide_input=name in at_run_time, hadamard=hadamard)
             result.set_submodule(name, layer)

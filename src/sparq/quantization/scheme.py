@@ -11,7 +11,7 @@ from torch import Tensor
 from sparq.errors import SparqError, unknown
 from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
 
-Method = Literal["rtn", "smoothquant", "gptq", "rotation"]
+Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation"]
 Granularity = Literal["token", "tensor"]
 Rounding = Literal["nearest", "gptq"]
 
@@ -30,6 +30,9 @@ _REALS = (
     ("weight_tail", 0.0, 0.5),
     ("activation_clip", 0.0, 1.0),
     ("gptq_damping", 0.0, 1.0),
+    ("change_rate", 0.0, 1.0),
+    ("clipping_rate", 0.0, 1.0),
+    ("stability", 0.0, 1.0),
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
 
@@ -41,8 +44,9 @@ class QuantizationScheme:
     """The settings of one post-training quantization.
 
     Attributes:
-        method: `rtn` (round to nearest), `smoothquant` (Xiao et al. 2023, arXiv 2211.10438, section 4), `gptq` (Frantar
-            et al. 2023, arXiv 2210.17323) or `rotation` (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456).
+        method: `rtn` (round to nearest), `smoothquant` (Xiao et al. 2023, arXiv 2211.10438, section 4), `omniquant`
+            (Shao et al. 2023, arXiv 2308.13137), `affinequant` (Ma et al. 2024, arXiv 2403.12544), `gptq` (Frantar et
+            al. 2023, arXiv 2210.17323) or `rotation` (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456).
         weight_bits: 2 to 8, or 16 to leave the weights as they are.
         activation_bits: 2 to 8, or 16 to leave the inputs of the linear layers as they are.
         group_size: input features that share one weight scale; None is one scale per output channel.
@@ -60,6 +64,10 @@ class QuantizationScheme:
         weight_tail: share of the weights that `percentile` clips (the papers' 1 % and 5 %); others do not read it.
         activation_clip: share of each token's range that its integers cover, more than 0 and at most 1.
         gptq_damping: share of the mean squared input that GPTQ adds to each; nothing else reads it.
+        epochs: passes over the calibration data for every block, of `omniquant` and `affinequant`.
+        change_rate: their learning rate of equivalent changes.
+        clipping_rate: their learning rate of weight clipping.
+        stability: AffineQuant's factor on the off-diagonal elements of its matrices.
         seed: of random rotations; nothing else reads it.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
@@ -78,6 +86,10 @@ class QuantizationScheme:
     weight_tail: float = 0.01
     activation_clip: float = 1.0
     gptq_damping: float = 0.01
+    epochs: int = 10
+    change_rate: float = 5e-3
+    clipping_rate: float = 1e-2
+    stability: float = 0.01
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
 
@@ -108,8 +120,12 @@ class QuantizationScheme:
             if not real or not low <= value <= high or (value == 0 and name not in _MAY_BE_ZERO):
                 least = f"from {low:g}" if name in _MAY_BE_ZERO else f"more than {low:g}"
                 raise SparqError(f"{name} is {value!r}; it must be a number {least} to {high:g}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise SparqError(f"seed is {self.seed!r}; it must be a whole number from 0 on")
+        for name, lowest in (("seed", 0), ("epochs", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise SparqError(f"{name} is {value!r}; it must be a whole number from {lowest} on")
+        if self.learns and self.rounding == "gptq":
+            raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
 
     @property
     def compensates(self) -> bool:
@@ -121,7 +137,12 @@ class QuantizationScheme:
     @property
     def needs_calibration(self) -> bool:
         """Whether the method looks at data."""
-        return self.method == "smoothquant" or self.compensates
+        return self.method == "smoothquant" or self.compensates or self.learns
+
+    @property
+    def learns(self) -> bool:
+        """Whether clipping and changes are trained."""
+        return self.method in ("omniquant", "affinequant")
 
     def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
         """Return the grid of a weight matrix."""

@@ -33,7 +33,7 @@ FORMAT = "sparq-quantized-model"
 VERSION = 1
 _KEYS = {"scheme", "attention", "config", "generation", "aliases"}
 _PACKED = ".weight_packed"
-_BUFFERS = ("weight", "weight_scale", "weight_zero_point", "bias", "input_scale")
+_BUFFERS = ("weight", "weight_scale", "weight_zero_point", "bias", "input_scale", "input_matrix")
 
 
 def save_quantized(model: PreTrainedModel, folder: Path) -> None:
@@ -205,6 +205,7 @@ def _place_linears(
             weight_zero_point=found.get("weight_zero_point"),
             bias=found.get("bias"),
             input_scale=found.get("input_scale"),
+            input_matrix=found.get("input_matrix"),
             activation_bits=scheme.activation_bits,
             activation_symmetric=scheme.activation_symmetric,
             activation_granularity=scheme.activation_granularity,
@@ -248,12 +249,14 @@ def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linea
         shapes["weight_scale"] = [rows, columns // (scheme.group_size or columns)]
         if not scheme.weight_symmetric:
             shapes["weight_zero_point"] = shapes["weight_scale"]
-    # A rotated LayerNorm leaves its bias to layers that may have had none.
+    # A rotated LayerNorm leaves its bias, and a learned shift its own, to layers that may have had none.
     has_bias: bool = linear.bias is not None
-    if has_bias or (scheme.method == "rotation" and "bias" in found):
+    if has_bias or (scheme.method in ("rotation", "omniquant") and "bias" in found):
         shapes["bias"] = [rows]
     if "input_scale" in found:
         shapes["input_scale"] = [columns]
+    if "input_matrix" in found:
+        shapes["input_matrix"] = [columns, columns]
     for key in shapes.keys() | found.keys():
         shape = list(found[key].shape) if key in found else None
         if shape != shapes.get(key):
