@@ -25,6 +25,18 @@ FLOAT_BITS = 16
 EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 8: None}
 """The bits that embedding and head may have, and how many channels then share a scale; None is a whole row."""
 
+_ASYMMETRIC = {"weight_symmetric": False, "activation_symmetric": False}
+_OWN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "omniquant": _ASYMMETRIC,
+    "affinequant": _ASYMMETRIC,
+    "gptq": {**_ASYMMETRIC, "weight_range": "mse"},
+    "rotation": {**_ASYMMETRIC, "weight_range": "mse"},
+}
+"""What `from_dict` takes for settings that are not given, where it is not the default of all methods."""
+
+_CLIPPED_BITS, _CLIP = 4, 0.9
+"""Rotated inputs of so few bits at most are clipped so by default: see docs/quantization.md."""
+
 _REALS = (
     ("smoothing_alpha", 0.0, 1.0),
     ("weight_tail", 0.0, 0.5),
@@ -166,7 +178,10 @@ class QuantizationScheme:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantizationScheme":
-        """Return the scheme with the given settings.
+        """Return the scheme with the given settings, the others as the method is known for.
+
+        All but `rtn` and `smoothquant` have zero points for weights and activations; `gptq` and `rotation` search the
+        range of weights (`mse`), and `rotation` clips inputs of 4 bits or less to 0.9 of their range.
 
         Raises:
             SparqError: a key is unknown, a required one is missing, or a value is out of its range.
@@ -178,4 +193,8 @@ class QuantizationScheme:
         for field in fields:
             if field.default is dataclasses.MISSING and field.name not in values:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
-        return cls(**values)
+        own = dict(_OWN_DEFAULTS.get(str(values["method"]), {}))
+        bits = values["activation_bits"]
+        if values["method"] == "rotation" and isinstance(bits, int) and bits <= _CLIPPED_BITS:
+            own["activation_clip"] = _CLIP
+        return cls(**{**own, **values})

@@ -26,12 +26,8 @@ def scheme_of_name(name: str, smoothing_alpha: float) -> QuantizationScheme:
     """Return the scheme that a precision label such as `w4a4-smoothquant` stands for."""
     bits, _, method = name.partition("-")
     weight, _, activation = bits.removeprefix("w").partition("a")
-    return QuantizationScheme(
-        method=method,  # type: ignore[arg-type]
-        weight_bits=int(weight),
-        activation_bits=int(activation),
-        smoothing_alpha=smoothing_alpha,
-    )
+    settings = {"method": method, "weight_bits": int(weight), "activation_bits": int(activation)}
+    return QuantizationScheme.from_dict({**settings, "smoothing_alpha": smoothing_alpha})
 
 
 def calibration_batches(
