@@ -18,11 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparq.errors import SparqError
-from sparq.evaluation.attention_maps import attention_map, most_sinky_head, token_norms
+from sparq.evaluation.activation_sums import Reduction
+from sparq.evaluation.attention_maps import head_maps, most_sinky_head, token_norms
 from sparq.evaluation.attention_statistics import SINK_THRESHOLD, AttentionSums
 from sparq.evaluation.moments import Moments, kurtosis
 from sparq.evaluation.observation import observe
-from sparq.evaluation.outliers import OutlierReport, Reduction, measure_outliers
+from sparq.evaluation.outlier_report import OutlierReport
+from sparq.evaluation.outliers import measure_outliers
+from sparq.evaluation.seen_attention import SeenAttention
 from sparq.models import convert
 from sparq.models.families import decoder_blocks
 
@@ -359,10 +362,10 @@ def test_one_layer_of_probabilities_is_alive_at_a_time(tiny_llama: PreTrainedMod
     model(row[None], output_attentions=True)
     seen: list[weakref.ref[Tensor]] = []
 
-    def on_attention(index: int, probabilities: Tensor) -> None:
+    def on_attention(index: int, attention: SeenAttention) -> None:
         assert len(seen) == index
         assert all(reference() is None for reference in seen)
-        seen.append(weakref.ref(probabilities))
+        seen.append(weakref.ref(attention.probabilities))
 
     observe(model, row[None], torch.ones(1, 6), on_attention=on_attention)
     assert len(seen) == 2
@@ -389,7 +392,7 @@ def test_maps_equal_those_of_transformers(model: PreTrainedModel) -> None:
         handle.remove()
     for layer in range(2):
         for head in range(4):
-            torch.testing.assert_close(attention_map(model, row, layer, head), expected[layer][0, head])
+            torch.testing.assert_close(head_maps(model, row, layer, head).probabilities, expected[layer][0, head])
     norms = token_norms(model, row)
     assert norms.shape == (2, 9)
     torch.testing.assert_close(norms, torch.stack([x[0].abs().amax(dim=-1) for x in states]))
@@ -426,8 +429,8 @@ def test_mistakes_are_one_line(tiny_llama: PreTrainedModel) -> None:
         ("no attention_mask", lambda: measure_outliers(model, [{"input_ids": row[None]}])),
         (r"\[5\]", lambda: measure_outliers(model, [{"input_ids": row, "attention_mask": row}])),
         ("sequence 0 .* no tokens", lambda: measure_outliers(model, [empty])),
-        ("no layer 2: .* 0 to 1", lambda: attention_map(model, row, 2, 0)),
-        ("no head -1: .* 0 to 3", lambda: attention_map(model, row, 0, -1)),
+        ("no layer 2: .* 0 to 1", lambda: head_maps(model, row, 2, 0)),
+        ("no head -1: .* 0 to 3", lambda: head_maps(model, row, 0, -1)),
         ("1 tokens", lambda: most_sinky_head(model, row[:1])),
     ]
     for message, act in mistakes:
@@ -486,6 +489,6 @@ def test_a_pretrained_model_carries_massive_activations_on_its_first_token(smoll
     assert norms.max().item() == pytest.approx(report.max_inf_norm, rel=1e-5)
     assert norms[:, 0].max() > 10 * norms[:, 1:].max()
     layer, head = most_sinky_head(model, ids[0])
-    assert attention_map(model, ids[0], layer, head)[1:, 0].mean() > 0.9
+    assert head_maps(model, ids[0], layer, head).probabilities[1:, 0].mean() > 0.9
     softened = measure_outliers(convert(model, "softmax1"), [batch])
     assert 0.8 < softened.attention_mass < 0.999

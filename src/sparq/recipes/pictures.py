@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparq.evaluation import OutlierReport, attention_map, most_sinky_head, token_norms
+from sparq.evaluation import OutlierReport, head_maps, most_sinky_head, token_norms
 from sparq.report import AttentionMap, HiddenMap, LayerOutliers, Outliers, matrix
 
 
@@ -32,7 +32,7 @@ class Pictures:
         """
         self._head = self._head or most_sinky_head(model, ids)
         layer, head = self._head
-        weights = attention_map(model, ids, layer, head).numpy()
+        weights = head_maps(model, ids, layer, head).probabilities.numpy()
         self.attention.append(
             AttentionMap(framework=name, layer=layer, head=head, weights=matrix(weights), labels=labels)
         )
