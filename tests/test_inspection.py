@@ -20,7 +20,8 @@ def test_variants_of_one_model(smollm2_folder: Path, tmp_path: Path, capsys: pyt
     command = ["outliers", str(smollm2_folder), "--text", str(tmp_path / "text.txt"), "--out", str(out)]
     assert main([*command, "--attention", "vanilla", "softmax1+clipped"]) == 0
     printed = capsys.readouterr().out
-    assert "Outliers of layer outputs, and attention" in printed
+    assert "Outliers of layer outputs\n" in printed
+    assert "|v| sinks" in printed
     assert "softmax1+clipped" in printed
     assert "Four tasks" not in printed
     page = out.read_text()
@@ -66,7 +67,7 @@ def test_mistakes(smollm2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([str(smollm2_folder), "--audio", str(recording)], "is no trained SpeechLM: only those hear --audio"),
         ([str(DEMO_MODEL), "--attention", "vanilla"], "is a trained SpeechLM, which has one attention"),
         ([str(smollm2_folder), "--text", str(tmp_path / "none.txt")], "no such file"),
-        ([str(smollm2_folder), "--tokens", "1"], "has 1 tokens: outliers need 2 or more"),
+        ([str(smollm2_folder), "--tokens", "1"], "the text has 1 tokens: give 2 or more"),
     ):
         assert main(["outliers", *wrong, "--out", str(tmp_path / "o.html")]) == 2
         assert message in capsys.readouterr().err

@@ -29,6 +29,7 @@ from sparq.report import (
     Results,
     Row,
     SplitSummary,
+    TaskOutliers,
     TrainingCurve,
     matrix,
     render_html,
@@ -43,6 +44,7 @@ from sparq.report.tables import WIDTH, draw, main_table, prose_table
 
 HOSTILE = "<script>alert('x')</script><img src=http://evil.example/a.png onerror=alert(1)> & \"quoted\""
 WAV = b"RIFF\x24\x00\x00\x00WAVEfmt " + bytes(28)
+CHANNELS = np.linspace(0, 3.3, 6 * 16).reshape(6, 16)
 TOKENS = ("<startofspeech>", "\u4e11\u4e22", "▁six", "$x_1$", "\u0627\ue000\n", "</svg><script>")
 
 
@@ -67,8 +69,13 @@ def row(index: int, framework: str, precision: str, **changes: object) -> Row:
 def outliers(norm: float) -> Outliers:
     layers = tuple(LayerOutliers(layer=i, max_inf_norm=norm / (3 - i), kurtosis=norm * 5) for i in range(3))
     return Outliers(
-        max_inf_norm=norm, mean_kurtosis=norm * 5, attention_mass=0.9, first_token_share=0.25, tokens=999,
-        final_norm_max_inf_norm=88.0, per_layer=layers,
+        max_inf_norm=norm, mean_kurtosis=norm * 5, attention_mass=0.9, first_token_share=0.25, sink_rate=0.375,
+        attention_entropy=1.5, max_logit=23.25, first_value_norm=0.75, sink_value_norm=None, other_value_norm=6.75,
+        tokens=999, final_norm_max_inf_norm=88.0, per_layer=layers,
+        by_task={
+            name: TaskOutliers(max_inf_norm=norm / part, mean_kurtosis=norm / part / 7, tokens=111 * part)
+            for part, name in enumerate(("TextLM", "SpeechLM", "ASR"), 2)
+        },
     )  # fmt: skip
 
 
@@ -107,7 +114,10 @@ def full_results(folder: Path, **changes: object) -> Results:
             for f in FRAMEWORKS
         },
         "attention_maps": tuple(
-            AttentionMap(framework=f, layer=1, head=2, weights=matrix(causal), labels=TOKENS)
+            AttentionMap(
+                framework=f, layer=1, head=2, weights=matrix(causal), values=matrix(CHANNELS), outputs=matrix(CHANNELS),
+                labels=TOKENS,
+            )
             for f in FRAMEWORKS
         ),
         "hidden_maps": tuple(
