@@ -63,6 +63,26 @@ def test_only_the_first_101_batches_count_for_kurtosis() -> None:
     assert many.inf_norm != pytest.approx(alone.inf_norm)
 
 
+def test_rows_of_opts_mlp_are_tokens() -> None:
+    """As in the published code, because transformers flattens there."""
+    model = tiny_model("opt")
+    outputs = []
+    handle = model.model.decoder.layers[0].fc2.register_forward_hook(lambda _m, _a, out: outputs.append(out))
+    batch = {"input_ids": torch.randint(4, 96, (3, 9))}
+    found = measure_outliers(model, [batch], compat="outeffhop")
+    handle.remove()
+    assert outputs[0].shape == (27, 32)
+    assert found.inf_norm["model.decoder.layers.0.fc2"] == pytest.approx(outputs[0].abs().amax(dim=1).mean().item())
+
+
+def test_the_recipe_takes_no_options() -> None:
+    for options in ({"modules": True}, {"reduction": "token"}, {"groups": {"all": torch.ones(96, dtype=torch.bool)}}):
+        with pytest.raises(SparqError, match="'outeffhop' is a fixed recipe: leave out reduction, groups and modules"):
+            measure_outliers(tiny_model("opt"), [], compat="outeffhop", **options)
+    with pytest.raises(SparqError, match="unknown compat 'outefhop': did you mean 'outeffhop'"):
+        measure_outliers(tiny_model("opt"), [], compat="outefhop")
+
+
 def test_nothing_to_measure() -> None:
     with pytest.raises(SparqError, match="without a batch"):
         measure_outliers(tiny_model("opt"), [], compat="outeffhop")
