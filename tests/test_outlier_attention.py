@@ -88,7 +88,7 @@ def test_value_norms_by_hand() -> None:
     p[1] = torch.eye(3)  # one that looks at itself: each of the last two takes half
     values = torch.tensor([[[3.0, 4.0], [6.0, 8.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 7.0], [9.0, 0.0]]])
     assert sink_tokens(p).tolist() == [[True, False, False], [False, True, True]]
-    norms = ValueNorms.of(p, values)
+    norms = ValueNorms.of(sink_tokens(p), values)
     assert (norms.num_first, norms.num_sinks, norms.num_others) == (2, 3, 2)
     assert (norms.first, norms.sinks, norms.others) == (7, 21, 11)
     twice = norms + norms
@@ -96,8 +96,8 @@ def test_value_norms_by_hand() -> None:
 
 
 def test_without_a_choice_or_a_sink_there_is_no_norm() -> None:
-    nothing = ValueNorms.of(torch.ones(2, 1, 1), torch.ones(2, 1, 4))
+    nothing = ValueNorms.of(torch.ones(2, 1, dtype=torch.bool), torch.ones(2, 1, 4))
     assert nothing == ValueNorms()
     assert nothing.mean_first is nothing.mean_sinks is nothing.mean_others is None
     even = torch.ones(1, 40, 40).tril() / torch.arange(1, 41)[:, None]
-    assert ValueNorms.of(even, torch.ones(1, 40, 4)).mean_sinks is None
+    assert ValueNorms.of(sink_tokens(even), torch.ones(1, 40, 4)).mean_sinks is None

@@ -4,10 +4,8 @@ import operator
 from dataclasses import astuple, dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
-
-from sparq.evaluation.attention_statistics import sink_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +19,7 @@ class ValueNorms:
     Attributes:
         num_first: pairs of a head and a first token.
         first: sum of their |v|.
-        num_sinks: pairs of a head and a sink of it, see `sink_tokens`; the first token may be one.
+        num_sinks: pairs of a head and a sink of it, see `attention_statistics.sink_tokens`; the first token may be one.
         sinks: sum of their |v|.
         num_others: pairs of a head and a token that is neither.
         others: sum of their |v|.
@@ -35,15 +33,12 @@ class ValueNorms:
     others: float = 0.0
 
     @classmethod
-    def of(
-        cls, probabilities: Float[Tensor, "heads queries keys"], values: Float[Tensor, "heads keys head_dim"]
-    ) -> "ValueNorms":
+    def of(cls, sinks: Bool[Tensor, "heads keys"], values: Float[Tensor, "heads keys head_dim"]) -> "ValueNorms":
         """Return the sums of one sequence without padding, all heads of one layer."""
-        num_heads, _, num_keys = probabilities.shape
+        num_heads, num_keys = sinks.shape
         if num_keys == 1:
             return cls()
         norms = torch.linalg.vector_norm(values, dim=-1, dtype=torch.float64)  # heads keys
-        sinks = sink_tokens(probabilities)
         others = ~sinks
         others[:, 0] = False
         return cls(
