@@ -39,8 +39,8 @@ WEIGHTS = (1 / 16, 1 / 4, 1 / 2, 2.0, 4.0, 16.0)
 
 
 FIGURES = (
-    "attention_mass", "max_inf_norm", "mean_kurtosis", "first_token_share", "sink_rate", "attention_entropy", "max_logit",
-    "first_value_norm", "sink_value_norm", "other_value_norm",
+    "attention_mass", "max_inf_norm", "mean_kurtosis", "first_token_share", "sink_rate", "attention_entropy",
+    "max_logit", "first_value_norm", "sink_value_norm", "other_value_norm",
 )  # fmt: skip
 
 
@@ -80,14 +80,16 @@ def measure(text: Path | None) -> None:
 def draw() -> None:
     data = json.loads((DOCS / "attention.json").read_text())
     rows = [row for row in data["rows"] if "fault" not in row and math.isfinite(row["perplexity"])]
-    print("| attention | PPL | mass | max inf norm | mean kurtosis | sink rate |\n|---|---|---|---|---|---|")
+    names = ("attention", "PPL", "mass", "max inf norm", "mean kurtosis", "sink rate", "max logit", "v sinks", "v rest")
+    print(f"| {' | '.join(names)} |\n{'|---' * len(names)}|")
     for row in data["rows"]:
         if row.get("fault") or not math.isfinite(row["perplexity"]):
-            print(f"| {row['attention']} | not a number: {row.get('fault', '')} | | | | |")
+            print(f"| {row['attention']} | not a number: {row.get('fault', '')} |{' |' * (len(names) - 2)}")
         else:
             print(
                 f"| {row['attention']} | {row['perplexity']:,.2f} | {row['attention_mass']:.4f} | "
-                f"{row['max_inf_norm']:,.0f} | {row['mean_kurtosis']:,.0f} | {row['sink_rate']:.3f} |"
+                f"{row['max_inf_norm']:,.0f} | {row['mean_kurtosis']:,.0f} | {row['sink_rate']:.3f} | "
+                f"{row['max_logit']:.1f} | {_shown(row['sink_value_norm'])} | {row['other_value_norm']:.2f} |"
             )
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     whole, near = figure.subplots(1, 2)
@@ -107,7 +109,7 @@ def draw() -> None:
         axes.grid(alpha=0.3)
     whole.set(yscale="log", title="SmolLM2-135M, every variant (log scale)")
     whole.legend(fontsize=8)
-    near.set(xlim=(-1, 28), ylim=(33, 56), title="the lower left corner of it")
+    near.set(xlim=(-1, 28), ylim=(44, 72), title="the lower left corner of it")
     places = {"vanilla": (-4, -16), "softmax1": (-30, 14), "sink of weight 4": (-10, 12), "sink of weight 16": (8, -8)}
     for row in curve:
         if row["attention"] in places:
@@ -115,6 +117,10 @@ def draw() -> None:
             point = (_removed(row), row["perplexity"])
             near.annotate(sinks[row["attention"]], point, place, textcoords="offset points", fontsize=8)
     figure.savefig(DOCS / "attention-pareto.svg", metadata={"Date": None})
+
+
+def _shown(norm: float | None) -> str:
+    return "-" if norm is None else f"{norm:.2f}"
 
 
 def _removed(row: dict[str, float]) -> float:

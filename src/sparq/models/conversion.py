@@ -83,21 +83,22 @@ def recording_attention(model: PreTrainedModel) -> Iterator[list[OutlierFreeAtte
             f"attention {name!r} returns no probabilities: call model.set_attn_implementation({watchable[0]!r}) first"
         )
     visited = [] if layers else attention_layers(model)
+    if visited:
+        register_attention()
+        layers = [_attach(model, layer, AttentionSpec()) for layer in visited]
+        model.set_attn_implementation(IMPLEMENTATION)
+    for attention in layers:
+        attention.recording = True
     try:
-        if visited:
-            register_attention()
-            layers = [_attach(model, layer, AttentionSpec()) for layer in visited]
-            model.set_attn_implementation(IMPLEMENTATION)
-        for attention in layers:
-            attention.recording = True
         yield layers
     finally:
         for attention in layers:
             attention.recording = False
-        for layer in visited:
-            getattr(layer, CHILD).detach()
-            delattr(layer, CHILD)
-        model.set_attn_implementation(name)
+        if visited:
+            for layer, attention in zip(visited, layers, strict=True):
+                attention.detach()
+                delattr(layer, CHILD)
+            model.set_attn_implementation(name)
 
 
 def _attach(model: PreTrainedModel, layer: torch.nn.Module, spec: AttentionSpec) -> OutlierFreeAttention:

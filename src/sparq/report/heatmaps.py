@@ -24,8 +24,8 @@ _COLORMAP = "viridis"
 def attention_maps(results: Results) -> Markup | None:
     """Return probability, |value| and |output| of single heads, a row of panels each, None without any.
 
-    The panels of a row share one scale: from 0 to 1 for probabilities, from 0 to the largest for the others. Color
-    follows the square root, because most numbers are small.
+    The panels of a row share one scale: from 0 to 1 for probabilities, from 0 to a round number for the others.
+    Color follows the square root, because most numbers are small.
     """
     maps = results.attention_maps
     if not maps:
