@@ -190,7 +190,7 @@ def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None
                     hatch=_HATCHES[index],
                     edgecolor=PAPER,
                     linewidth=0,
-                    label=framework if group == 0 else None,
+                    label=framework,
                 )
             at = floor if height is None else height
             axes.annotate(
