@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+from transformers import PreTrainedModel
+
+from model_families import random_model
 
 
 def _pretrained(name: str) -> Path:
@@ -40,32 +42,18 @@ def _seeded() -> None:
 
 
 @pytest.fixture
-def tiny_llama() -> LlamaForCausalLM:
+def tiny_llama() -> PreTrainedModel:
     """Grouped-query attention, tied embeddings: SmolLM2's shape made small."""
-    config = LlamaConfig(
-        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, max_position_embeddings=256, tie_word_embeddings=True,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
-
-
-def _opt(**changes: object) -> OPTForCausalLM:
-    config = OPTConfig(
-        vocab_size=96, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=256, dropout=0.0, pad_token_id=1, bos_token_id=2, eos_token_id=2,
-        **{"word_embed_proj_dim": 32, "do_layer_norm_before": True, **changes},
-    )  # fmt: skip
-    return OPTForCausalLM(config).eval()
+    return random_model("llama")
 
 
 @pytest.fixture
-def tiny_opt() -> OPTForCausalLM:
+def tiny_opt() -> PreTrainedModel:
     """Pre-norm, as OPT-125m and OPT-1.3b."""
-    return _opt()
+    return random_model("opt")
 
 
 @pytest.fixture
-def tiny_opt_post_norm() -> OPTForCausalLM:
+def tiny_opt_post_norm() -> PreTrainedModel:
     """Post-norm with project_in and project_out, as OPT-350m."""
-    return _opt(word_embed_proj_dim=16, do_layer_norm_before=False)
+    return random_model("opt_350m")

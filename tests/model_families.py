@@ -36,10 +36,15 @@ FAMILIES = {
 }
 
 
+def random_model(family: str) -> PreTrainedModel:
+    """Return a model as transformers initializes it."""
+    return FAMILIES[family]().eval()
+
+
 def tiny_model(family: str) -> PreTrainedModel:
-    """Return a random model with scores wide enough that the variants differ."""
+    """Return a random model with scores wide enough that the variants differ, always the same one."""
     torch.manual_seed(0)
-    model = FAMILIES[family]().eval()
+    model = random_model(family)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "embed" not in name:

@@ -73,7 +73,7 @@ def test_unshifted_scores() -> None:
     assert "exp overflows at 88.7" in found(examine(model, IDS), "warning")
     with torch.no_grad():
         for block in model.model.layers:
-            block.self_attn.q_proj.weight.mul_(40)
+            block.self_attn.q_proj.weight.mul_(80)
     assert "they reach" in found(examine(model, IDS), "fault")
 
 

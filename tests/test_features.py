@@ -6,8 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.fft import dct
 from transformers import (
@@ -27,7 +25,6 @@ from transformers import (
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from sparq.errors import SparqError
-from sparq.units.batching import cut_evenly, length_sorted
 from sparq.units.features import FeatureSpec, load_extractor
 
 SSL_SHAPE = {
@@ -338,25 +335,3 @@ def test_wrong_models(tmp_path: Path) -> None:
     with pytest.raises(SparqError, match=r"cannot load the weights of .*safetensors") as pickled:
         load_extractor(FeatureSpec(model=str(tmp_path), layer=1))
     assert "\n" not in f"{truncated.value}{pickled.value}"
-
-
-@given(frames=st.integers(0, 5000), longest=st.integers(1, 700))
-def test_even_cuts_lose_nothing(frames: int, longest: int) -> None:
-    cuts = cut_evenly(frames, longest)
-    assert [f for start, stop in cuts for f in range(start, stop)] == list(range(frames))
-    lengths = [stop - start for start, stop in cuts]
-    assert len(cuts) == -(-frames // longest)
-    assert all(1 <= n <= longest for n in lengths)
-    assert not lengths or max(lengths) - min(lengths) <= 1
-
-
-@given(lengths=st.lists(st.integers(1, 900), max_size=40), budget=st.integers(0, 3000))
-def test_batches_are_sorted_and_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = list(length_sorted(lengths, budget))
-    order = [i for batch in batches for i in batch]
-    assert sorted(order) == list(range(len(lengths)))
-    assert [lengths[i] for i in order] == sorted(lengths)
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
-    for batch, following in pairwise(batches):  # no batch could have taken one more clip
-        assert (len(batch) + 1) * lengths[following[0]] > budget

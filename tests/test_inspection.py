@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from sparq.cli.main import main
+from sparq.errors import SparqError
 from sparq.evaluation import measure_outliers
 from sparq.models import load_model
 from sparq.recipes.inspection import inspect_outliers
@@ -20,7 +21,8 @@ def test_variants_of_one_model(smollm2_folder: Path, tmp_path: Path, capsys: pyt
     command = ["outliers", str(smollm2_folder), "--text", str(tmp_path / "text.txt"), "--out", str(out)]
     assert main([*command, "--attention", "vanilla", "softmax1+clipped"]) == 0
     printed = capsys.readouterr().out
-    assert "Outliers of layer outputs, and attention" in printed
+    assert "Outliers of layer outputs\n" in printed
+    assert "|v| sinks" in printed
     assert "softmax1+clipped" in printed
     assert "Four tasks" not in printed
     page = out.read_text()
@@ -56,6 +58,33 @@ def test_a_speechlm_hears_and_reads(smollm2_folder: Path, whisper_folder: Path, 
     assert results.attention_maps[0].labels[0] == "<generatespeech>"
     assert [note.split(":")[0] for note in results.notes] == ["softmax1, speech", "softmax1, boundary"]
     assert ": 2 tokens, max inf norm" in results.notes[1]
+    assert row.outliers.by_task == {}  # of one task there is nothing apart
+
+
+@pytest.mark.pretrained
+def test_tasks_are_measured_apart(smollm2_folder: Path, whisper_folder: Path, human_data: Path, tmp_path: Path) -> None:
+    assert smollm2_folder.parent == whisper_folder.parent
+    recordings = sorted((human_data / "an4" / "audio").iterdir())[:2]
+    said, text = tmp_path / "said.txt", tmp_path / "text.txt"
+    said.write_text("TURN ON THE LIGHT\n\nWhat time is it?\n")
+    text.write_text(TEXT)
+    results = inspect_outliers([str(DEMO_MODEL)], audio=recordings, transcripts=said, text=text)
+    (row,) = results.rows
+    assert row.outliers is not None
+    tasks = row.outliers.by_task
+    assert list(tasks) == ["TextLM", "SpeechLM", "ASR"]
+    assert sum(task.tokens for task in tasks.values()) == row.outliers.tokens
+    assert max(task.max_inf_norm for task in tasks.values()) == row.outliers.max_inf_norm
+    # ASR has the units and the text of the others, its own prompt, and an end token less.
+    assert tasks["ASR"].tokens > tasks["SpeechLM"].tokens
+    (picture,) = results.attention_maps
+    assert picture.labels[0] == "<startofspeech>"
+    assert len(picture.values) == len(picture.outputs) == len(picture.labels) <= 40
+    said.write_text("one line\n")
+    with pytest.raises(SparqError, match=r"said.txt has 1 lines and there are 2 recordings: give one line for each"):
+        inspect_outliers([str(DEMO_MODEL)], audio=recordings, transcripts=said)
+    with pytest.raises(SparqError, match="the text gives no sequence within 1 tokens: outliers need 2 or more"):
+        inspect_outliers([str(DEMO_MODEL)], tokens=1)
 
 
 @pytest.mark.pretrained
@@ -66,7 +95,7 @@ def test_mistakes(smollm2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([str(smollm2_folder), "--audio", str(recording)], "is no trained SpeechLM: only those hear --audio"),
         ([str(DEMO_MODEL), "--attention", "vanilla"], "is a trained SpeechLM, which has one attention"),
         ([str(smollm2_folder), "--text", str(tmp_path / "none.txt")], "no such file"),
-        ([str(smollm2_folder), "--tokens", "1"], "has 1 tokens: outliers need 2 or more"),
+        ([str(smollm2_folder), "--tokens", "1"], "the text has 1 tokens: give 2 or more"),
     ):
         assert main(["outliers", *wrong, "--out", str(tmp_path / "o.html")]) == 2
         assert message in capsys.readouterr().err

@@ -1,33 +1,31 @@
 """Outlier instruments against slow references, hand-made outliers, padding and a real pretrained model."""
 
-import itertools
 import json
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from outlier_data import MODELS, eager, one_by_one, padded, sequences
 from sparq.errors import SparqError
-from sparq.evaluation.attention_maps import attention_map, most_sinky_head, token_norms
-from sparq.evaluation.attention_statistics import SINK_THRESHOLD, AttentionSums
-from sparq.evaluation.moments import Moments, kurtosis
+from sparq.evaluation.activation_sums import Reduction
+from sparq.evaluation.attention_maps import head_maps, most_sinky_head, token_norms
+from sparq.evaluation.attention_statistics import SINK_THRESHOLD
 from sparq.evaluation.observation import observe
-from sparq.evaluation.outliers import OutlierReport, Reduction, measure_outliers
-from sparq.models import convert
-from sparq.models.families import decoder_blocks
+from sparq.evaluation.outlier_report import OutlierReport
+from sparq.evaluation.outliers import measure_outliers
+from sparq.evaluation.seen_attention import SeenAttention
+from sparq.models import convert, converted_layers
+from sparq.models.families import attention_layers, decoder_blocks
 
-Batch = Mapping[str, Tensor]
-MODELS = ["tiny_llama", "tiny_opt", "tiny_opt_post_norm"]
 PROSE = (
     "The lighthouse keeper had lived alone for so long that he spoke to the gulls as if they were neighbors. "
     "Every evening he climbed the narrow stairs, trimmed the lamp, and wrote down the weather in a small "
@@ -38,37 +36,6 @@ PROSE = (
 @pytest.fixture(params=MODELS)
 def model(request: pytest.FixtureRequest) -> PreTrainedModel:
     return eager(request.getfixturevalue(request.param))
-
-
-def eager(model: PreTrainedModel) -> PreTrainedModel:
-    """Large weights, so that attention is far from uniform."""
-    model.set_attn_implementation("eager")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(8 if parameter.ndim == 2 else 1)
-    return model
-
-
-def sequences(*lengths: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randint(3, 96, (length,), generator=generator) for length in lengths]
-
-
-def padded(rows: Iterable[Tensor], side: str = "right", to: int = 0) -> Batch:
-    rows = list(rows)
-    length = max(to, *map(len, rows))
-    ids, mask = (
-        torch.ones(len(rows), length, dtype=torch.long),
-        torch.zeros(len(rows), length, dtype=torch.long),
-    )
-    for i, row in enumerate(rows):
-        at = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
-        ids[i, at], mask[i, at] = row, 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def one_by_one(rows: Iterable[Tensor]) -> list[Batch]:
-    return [padded([row]) for row in rows]
 
 
 def close(a: OutlierReport, b: OutlierReport, rel: float = 1e-4) -> None:
@@ -122,103 +89,6 @@ def slow_reference(model: PreTrainedModel, rows: list[Tensor]) -> dict[str, obje
         "sink_rate": np.mean(sink),
         "attention_entropy": np.mean(entropy),
     }
-
-
-# Moments
-
-
-@pytest.mark.parametrize("mean", [0.0, 1e4, -1e4])
-def test_kurtosis_of_a_normal_distribution_far_from_zero_is_three(mean: float) -> None:
-    x = mean + torch.randn(200_000)
-    assert x.dtype == torch.float32
-    assert kurtosis(x).item() == pytest.approx(3, abs=0.05)
-    assert Moments.of(x).kurtosis == pytest.approx(3, abs=0.05)
-
-
-@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1.0, 1e8, 1e30])
-def test_kurtosis_does_not_depend_on_scale_or_shift(scale: float) -> None:
-    x = torch.randn(4, 1000, dtype=torch.float64) ** 3
-    expected = torch.tensor(stats.kurtosis(x.numpy(), axis=1, fisher=False))
-    torch.testing.assert_close(kurtosis(x * scale), expected)
-    torch.testing.assert_close(kurtosis(x * scale + 5 * scale), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_kurtosis_equals_scipy_on_low_precision_data(dtype: torch.dtype) -> None:
-    x = (torch.randn(50, 40) * 100).to(dtype)  # fourth powers overflow float16
-    expected = stats.kurtosis(x.double().numpy().ravel(), fisher=False)
-    assert kurtosis(x.flatten()).item() == pytest.approx(expected, rel=1e-12)
-    assert Moments.of(x).kurtosis == pytest.approx(expected, rel=1e-12)
-
-
-@given(
-    st.lists(st.floats(-100, 100, width=32), min_size=2, max_size=60).filter(lambda x: np.std(x) > 1e-2),
-    st.lists(st.integers(0, 60), max_size=5),
-)
-def test_merged_moments_equal_those_of_the_whole(values: list[float], cuts: list[int]) -> None:
-    x = torch.tensor(values, dtype=torch.float64)
-    edges = sorted({0, len(x), *(cut for cut in cuts if cut < len(x))})
-    chunks = [Moments.of(x[a:b]) for a, b in itertools.pairwise(edges)]
-    left = chunks[0]
-    for chunk in chunks[1:]:
-        left = left.merge(chunk)
-    right = chunks[-1]
-    for chunk in reversed(chunks[:-1]):
-        right = chunk.merge(right)
-    for merged in (left, right):
-        assert merged.count == len(x)
-        assert merged.mean == pytest.approx(x.mean().item(), abs=1e-9)
-        assert merged.kurtosis == pytest.approx(stats.kurtosis(x.numpy(), fisher=False), rel=1e-6)
-        assert merged.m3 == pytest.approx(len(x) * stats.moment(x.numpy(), 3), rel=1e-6, abs=1e-4)
-
-
-def test_merging_survives_a_large_mean() -> None:
-    chunks = (1e4 + torch.randn(100, 2000)).float()
-    merged = Moments.of(chunks[0])
-    for chunk in chunks[1:]:
-        merged = merged.merge(Moments.of(chunk))
-    assert merged.kurtosis == pytest.approx(stats.kurtosis(chunks.double().numpy().ravel(), fisher=False), rel=1e-9)
-
-
-def test_kurtosis_of_a_constant_is_undefined() -> None:
-    assert math.isnan(kurtosis(torch.full((7,), 0.1)).item())
-    assert math.isnan(Moments.of(torch.full((7,), 0.1)).kurtosis)
-
-
-# Attention statistics
-
-
-def test_attention_of_a_pure_sink() -> None:
-    p = torch.zeros(2, 5, 5)
-    p[:, :, 0] = 1
-    sums = AttentionSums.of(p)
-    assert (sums.num_rows, sums.num_choices) == (10, 8)
-    assert (sums.mass, sums.first_token, sums.sink, sums.entropy) == (10, 8, 8, 0)
-
-
-def test_uniform_attention_has_no_sink_and_the_largest_entropy() -> None:
-    p = torch.ones(1, 40, 40).tril()
-    p /= p.sum(dim=-1, keepdim=True)
-    sums = AttentionSums.of(p)
-    assert sums.sink == 0
-    assert sums.entropy == pytest.approx(sum(math.log(n) for n in range(2, 41)), rel=1e-6)
-    assert sums.first_token == pytest.approx(sum(1 / n for n in range(2, 41)), rel=1e-6)
-
-
-def test_entropy_does_not_depend_on_mass_and_a_row_without_mass_counts_as_zero() -> None:
-    p = torch.rand(3, 6, 6).tril()
-    whole, part = AttentionSums.of(p), AttentionSums.of(p * 0.01)
-    assert part.entropy == pytest.approx(whole.entropy, rel=1e-5)
-    assert part.mass == pytest.approx(0.01 * whole.mass)
-    assert AttentionSums.of(torch.zeros(3, 6, 6)).entropy == 0
-
-
-def test_a_sink_elsewhere_counts_as_a_sink_but_not_as_the_first_token() -> None:
-    p = torch.zeros(1, 12, 12)
-    p[0, 0, 0] = p[0, 1, 1] = 1
-    p[0, 2:, 2] = 1
-    sums = AttentionSums.of(p)
-    assert (sums.first_token, sums.sink, sums.num_choices) == (0, 10, 11)
 
 
 # The whole report
@@ -305,6 +175,8 @@ def test_sdpa_models_are_measured_with_the_eager_formula(model: PreTrainedModel)
     model.set_attn_implementation("sdpa")
     close(measure_outliers(model, [batch]), expected)
     assert model.config._attn_implementation == "sdpa"
+    assert converted_layers(model) == []
+    assert not any(attention._forward_pre_hooks for attention in attention_layers(model))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -359,10 +231,10 @@ def test_one_layer_of_probabilities_is_alive_at_a_time(tiny_llama: PreTrainedMod
     model(row[None], output_attentions=True)
     seen: list[weakref.ref[Tensor]] = []
 
-    def on_attention(index: int, probabilities: Tensor) -> None:
+    def on_attention(index: int, attention: SeenAttention) -> None:
         assert len(seen) == index
         assert all(reference() is None for reference in seen)
-        seen.append(weakref.ref(probabilities))
+        seen.append(weakref.ref(attention.probabilities))
 
     observe(model, row[None], torch.ones(1, 6), on_attention=on_attention)
     assert len(seen) == 2
@@ -374,42 +246,6 @@ def test_bfloat16_models_are_measured_in_float32(tiny_llama: PreTrainedModel) ->
     narrow = measure_outliers(model.bfloat16(), [batch])
     assert narrow.max_inf_norm == pytest.approx(wide.max_inf_norm, rel=0.1)
     assert narrow.attention_mass == pytest.approx(1, abs=0.01)
-
-
-# Maps
-
-
-def test_maps_equal_those_of_transformers(model: PreTrainedModel) -> None:
-    (row,) = sequences(9)
-    states: list[Tensor] = []
-    handles = [b.register_forward_hook(lambda _m, _i, out: states.append(out)) for b in decoder_blocks(model)]
-    with torch.no_grad():
-        expected = model(row[None], output_attentions=True).attentions
-    for handle in handles:
-        handle.remove()
-    for layer in range(2):
-        for head in range(4):
-            torch.testing.assert_close(attention_map(model, row, layer, head), expected[layer][0, head])
-    norms = token_norms(model, row)
-    assert norms.shape == (2, 9)
-    torch.testing.assert_close(norms, torch.stack([x[0].abs().amax(dim=-1) for x in states]))
-    shares = {(i, h): expected[i][0, h, 1:, 0].mean().item() for i in range(2) for h in range(4)}
-    assert most_sinky_head(model, row) == max(shares, key=shares.__getitem__)
-
-
-def test_the_first_of_equal_heads_is_chosen(tiny_llama: PreTrainedModel) -> None:
-    model = eager(tiny_llama)
-    with torch.no_grad():
-        for block in decoder_blocks(model):
-            block.self_attn.q_proj.weight.zero_()  # uniform attention in every head
-    assert most_sinky_head(model, sequences(5)[0]) == (0, 0)
-
-
-def test_token_norms_need_no_probabilities(tiny_llama: PreTrainedModel) -> None:
-    (row,) = sequences(9)
-    expected = token_norms(eager(tiny_llama), row)
-    tiny_llama.set_attn_implementation("sdpa")
-    torch.testing.assert_close(token_norms(tiny_llama, row), expected)
 
 
 # Mistakes
@@ -426,8 +262,8 @@ def test_mistakes_are_one_line(tiny_llama: PreTrainedModel) -> None:
         ("no attention_mask", lambda: measure_outliers(model, [{"input_ids": row[None]}])),
         (r"\[5\]", lambda: measure_outliers(model, [{"input_ids": row, "attention_mask": row}])),
         ("sequence 0 .* no tokens", lambda: measure_outliers(model, [empty])),
-        ("no layer 2: .* 0 to 1", lambda: attention_map(model, row, 2, 0)),
-        ("no head -1: .* 0 to 3", lambda: attention_map(model, row, 0, -1)),
+        ("no layer 2: .* 0 to 1", lambda: head_maps(model, row, 2, 0)),
+        ("no head -1: .* 0 to 3", lambda: head_maps(model, row, 0, -1)),
         ("1 tokens", lambda: most_sinky_head(model, row[:1])),
     ]
     for message, act in mistakes:
@@ -486,6 +322,6 @@ def test_a_pretrained_model_carries_massive_activations_on_its_first_token(smoll
     assert norms.max().item() == pytest.approx(report.max_inf_norm, rel=1e-5)
     assert norms[:, 0].max() > 10 * norms[:, 1:].max()
     layer, head = most_sinky_head(model, ids[0])
-    assert attention_map(model, ids[0], layer, head)[1:, 0].mean() > 0.9
+    assert head_maps(model, ids[0], layer, head).probabilities[1:, 0].mean() > 0.9
     softened = measure_outliers(convert(model, "softmax1"), [batch])
     assert 0.8 < softened.attention_mass < 0.999

@@ -51,6 +51,12 @@ def test_a_run_gives_every_row_of_the_table(run: Path) -> None:
             assert math.isfinite(metric.value)
         assert row.outliers is not None
         assert row.outliers.attention_mass == pytest.approx(1, abs=1e-5) or row.framework == "max_shift"
+        tasks = row.outliers.by_task
+        assert list(tasks) == (["TextLM", "SpeechLM", "ASR"] if row.precision == "full" else [])
+        # The headline is over ASR and text together.
+        if tasks:
+            assert tasks["TextLM"].tokens + tasks["ASR"].tokens == row.outliers.tokens
+            assert max(tasks[name].max_inf_norm for name in ("TextLM", "ASR")) == row.outliers.max_inf_norm
     assert set(results.curves) == {"vanilla", "max_shift"}
     assert [p.update for p in results.curves["vanilla"].points] == [1, 2, 3, 4]
     assert "TTS audio was not measured" in results.notes[0]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sparq.errors import SparqError
 from sparq.report import (
+    SCHEMA_VERSION,
     AttentionMap,
     ErrorRate,
     HiddenMap,
@@ -182,12 +183,19 @@ json_values = st.recursive(
 @st.composite
 def maps(draw, kind):
     labels = draw(st.lists(st.text(max_size=3), min_size=1, max_size=3))
-    width = len(labels) if kind is AttentionMap else draw(st.integers(1, 3))
-    rows = draw(st.integers(1, 3)) if kind is AttentionMap else len(labels)
-    values = tuple(tuple(draw(st.floats()) for _ in range(width)) for _ in range(rows))
+
+    def values(width: int):
+        return tuple(tuple(draw(st.floats()) for _ in range(width)) for _ in labels)
+
+    channels = draw(st.integers(1, 3))
     if kind is AttentionMap:
-        return AttentionMap(framework="vanilla", layer=1, head=2, weights=values, labels=tuple(labels))
-    return HiddenMap(framework="vanilla", norms=values, labels=tuple(labels))
+        return attention_map(labels=tuple(labels), weights=values(len(labels)), values=values(channels))
+    return HiddenMap(framework="vanilla", norms=values(channels), labels=tuple(labels))
+
+
+def attention_map(**changes: object) -> AttentionMap:
+    given = {"framework": "vanilla", "layer": 1, "head": 2, "outputs": tuple((1.0, 2.0) for _ in changes["labels"])}
+    return AttentionMap(**{**given, **changes})
 
 
 all_results = st.builds(
@@ -196,7 +204,7 @@ all_results = st.builds(
     rows=st.lists(st.from_type(Row), max_size=2, unique_by=lambda row: row.key).map(tuple),
     attention_maps=st.lists(maps(AttentionMap), max_size=1).map(tuple),
     hidden_maps=st.lists(maps(HiddenMap), max_size=1).map(tuple),
-    schema_version=st.just(1),
+    schema_version=st.just(SCHEMA_VERSION),
 )
 
 
@@ -225,7 +233,7 @@ def test_infinity_and_nan_survive_the_file(tmp_path: Path):
 
 def test_lists_of_numbers_take_one_line_and_text_is_untouched(tmp_path: Path):
     weights = matrix(np.array([[1.0, 0.0], [1 / 3, 2 / 3]]))
-    found = AttentionMap(framework="vanilla", layer=0, head=0, weights=weights, labels=("[\n 1,", "2 ]"))
+    found = attention_map(weights=weights, values=weights, labels=("[\n 1,", "2 ]"))
     write_results(tmp_path / "r.json", make_results(attention_maps=(found,)))
     assert "[ 0.3333, 0.6667 ]" in (tmp_path / "r.json").read_text()
     assert read_results(tmp_path / "r.json").attention_maps == (found,)
@@ -234,7 +242,7 @@ def test_lists_of_numbers_take_one_line_and_text_is_untouched(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda j: j.update(schema_version=2), "results have schema_version 2: this sparq reads 1"),
+        (lambda j: j.update(schema_version=1), "results have schema_version 1: this sparq reads 2"),
         (lambda j: j.pop("schema_version"), "schema_version None"),
         (lambda j: j.update(sed=3), "unknown key 'sed': did you mean 'seed'?"),
         (lambda j: j.pop("seed"), "results lacks key 'seed'"),
@@ -269,9 +277,11 @@ def test_other_json_is_refused(value):
 
 def test_maps_need_a_rectangle_with_labels():
     with pytest.raises(SparqError, match=r"rows of lengths \[1, 2\]"):
-        AttentionMap(framework="v", layer=0, head=0, weights=((1.0,), (0.5, 0.5)), labels=("a", "b"))
-    with pytest.raises(SparqError, match="1 x 2 but has 3 labels"):
-        AttentionMap(framework="v", layer=0, head=0, weights=((0.5, 0.5),), labels=("a", "b", "c"))
+        attention_map(weights=((1.0,), (0.5, 0.5)), values=((1.0,),) * 2, labels=("a", "b"))
+    with pytest.raises(SparqError, match="2 x 2 but has 3 labels"):
+        attention_map(weights=((0.5, 0.5),) * 2, values=((1.0,),) * 3, labels=("a", "b", "c"))
+    with pytest.raises(SparqError, match="v, values is 1 x 1 but has 2 labels"):
+        attention_map(framework="v", weights=((0.5, 0.5),) * 2, values=((1.0,),), labels=("a", "b"))
     with pytest.raises(SparqError, match="1 x 2 but has 2 labels"):
         HiddenMap(framework="v", norms=((0.5, 0.5),), labels=("a", "b"))
 

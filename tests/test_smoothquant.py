@@ -218,7 +218,7 @@ BAD_BATCHES = [
     ),
     ([torch.ones(1, 4)], r"is torch.float32 \[1, 4\]"),
     ([{"labels": torch.ones(1, 4)}], r"has no 'input_ids', only \['labels'\]"),
-    ([torch.full((1, 257), 5)], "batch 0 has 257 tokens a row, but the model's context is 256"),
+    ([torch.full((1, 513), 5)], "batch 0 has 513 tokens a row, but the model's context is 512"),
     (
         [{"input_ids": torch.full((1, 4), 5), "attention_mask": torch.ones(1, 3)}],
         r"a mask of shape \[1, 3\] for ids of shape \[1, 4\]",

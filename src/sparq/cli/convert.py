@@ -9,8 +9,6 @@ from sparq.errors import SparqError
 from sparq.files import atomic_path
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from sparq.evaluation import RemovedMass
 
 _REPORTED = ("softmax1", "max_shift", "clipped")
@@ -60,7 +58,11 @@ def convert_model(arguments: argparse.Namespace) -> None:
     model = load_model(reference)
     if arguments.report:
         variants = [*_REPORTED, *([] if wanted is None or wanted.name in _REPORTED else [wanted.name])]
-        _print_removed(_measure(model, reference, arguments.text, arguments.tokens, variants))
+        from sparq.evaluation import removed_mass
+        from sparq.recipes.prose import prose_pieces
+
+        pieces, _ = prose_pieces(model, reference, arguments.text, tokens=arguments.tokens, context=512)
+        _print_removed(removed_mass(model, [{"input_ids": piece[None]} for piece in pieces], variants))
     if wanted is None:
         return
     convert(model, wanted)
@@ -70,22 +72,6 @@ def convert_model(arguments: argparse.Namespace) -> None:
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(reference).save_pretrained(folder)
     print(f"{arguments.out}\t{wanted.name}")
-
-
-def _measure(
-    model: "PreTrainedModel", reference: str, text: Path | None, tokens: int, variants: list[str]
-) -> "RemovedMass":
-    from importlib.resources import files
-
-    from transformers import AutoTokenizer
-
-    from sparq.evaluation import removed_mass
-
-    source = files("sparq") / "demo" / "prose.txt" if text is None else text
-    ids = AutoTokenizer.from_pretrained(reference)(source.read_text(encoding="utf-8"), return_tensors="pt").input_ids
-    window = min(512, getattr(model.config, "max_position_embeddings", 512))
-    pieces = [{"input_ids": piece} for piece in ids[:, :tokens].split(window, dim=1) if piece.shape[1] > 1]
-    return removed_mass(model, pieces, variants)
 
 
 def _print_removed(found: "RemovedMass") -> None:

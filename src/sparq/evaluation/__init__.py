@@ -1,15 +1,17 @@
 """Measurements: perplexity, recognition, synthesis of units, outliers."""
 
-from sparq.evaluation.attention_maps import attention_map, most_sinky_head, token_norms
+from sparq.evaluation.attention_maps import HeadMaps, head_maps, most_sinky_head, token_norms
 from sparq.evaluation.generation import generate_targets
-from sparq.evaluation.outeffhop import OutEffHopOutliers, measure_outeffhop
-from sparq.evaluation.outliers import OutlierReport, measure_outliers
+from sparq.evaluation.outeffhop import OutEffHopOutliers
+from sparq.evaluation.outlier_report import OutlierReport
+from sparq.evaluation.outliers import measure_outliers
 from sparq.evaluation.perplexity import Perplexity, prose_perplexity, task_perplexity
 from sparq.evaluation.recognition import Transcribed, WordErrors, word_errors
 from sparq.evaluation.removed_mass import RemovedMass, removed_mass
 from sparq.evaluation.synthesis import UnitErrors, unit_errors
 
 __all__ = [
+    "HeadMaps",
     "OutEffHopOutliers",
     "OutlierReport",
     "Perplexity",
@@ -17,9 +19,8 @@ __all__ = [
     "Transcribed",
     "UnitErrors",
     "WordErrors",
-    "attention_map",
     "generate_targets",
-    "measure_outeffhop",
+    "head_maps",
     "measure_outliers",
     "most_sinky_head",
     "prose_perplexity",

@@ -3,11 +3,22 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 SINK_THRESHOLD = 0.3
 """A token is a sink of a head that spends more than this share on it (the epsilon of Gu et al. 2025)."""
+
+
+def sink_tokens(probabilities: Float[Tensor, "heads queries keys"]) -> Bool[Tensor, "heads keys"]:
+    """Tell which keys are sinks of which heads, in the causal maps of one sequence without padding.
+
+    A key's share is the sum of its column divided by the sum of all columns, over the rows with more than one key.
+    The key is a sink of that head if its share exceeds `SINK_THRESHOLD`, so a head has three sinks at most, and
+    halving all the probabilities (as `max_shift` may) hides none.
+    """
+    received = probabilities[:, 1:].sum(dim=1, dtype=torch.float64)
+    return received > SINK_THRESHOLD * received.sum(dim=-1, keepdim=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +49,7 @@ class AttentionSums:
     def of(cls, probabilities: Float[Tensor, "heads queries keys"]) -> "AttentionSums":
         """Return the sums of one sequence without padding, all heads of one layer.
 
-        A key's share is the sum of its column divided by the sum of all columns, over the rows with more than
-        one key. The key is a sink of that head if its share exceeds `SINK_THRESHOLD`, so a head has three
-        sinks at most, and halving all the probabilities (as `max_shift` may) hides none. The entropy is that
-        of the row divided by its mass; a row without any mass counts as 0.
+        The entropy is that of the row divided by its mass; a row without any mass counts as 0.
         """
         num_heads, num_queries, num_keys = probabilities.shape
         assert num_queries == num_keys, "a map of a whole sequence is square"
@@ -51,7 +59,7 @@ class AttentionSums:
             return cls(num_rows=num_heads, mass=mass.sum().item())
         choices, choice_mass = wide[:, 1:], mass[:, 1:]  # heads queries-1 keys, heads queries-1
         received = choices.sum(dim=1, dtype=torch.float64)  # heads keys
-        sinks = received > SINK_THRESHOLD * received.sum(dim=-1, keepdim=True)
+        sinks = sink_tokens(probabilities)
         # H(p / m) = log m - sum(p log p) / m
         plogp = torch.special.xlogy(choices, choices).sum(dim=-1, dtype=torch.float64)
         entropy = torch.where(choice_mass > 0, choice_mass.log() - plogp / choice_mass, 0.0)

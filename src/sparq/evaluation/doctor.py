@@ -3,15 +3,16 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionMaskInterface, PreTrainedModel
 
 from sparq.attention import IMPLEMENTATION, OutlierFreeAttention
 from sparq.evaluation.observation import evaluating, observe
+from sparq.evaluation.seen_attention import SeenAttention
 from sparq.models import converted_layers, saved_attention
 from sparq.models.families import is_pre_norm
 
@@ -172,23 +173,18 @@ def _activations(model: PreTrainedModel, ids: Int[Tensor, " length"]) -> Iterato
 
 
 def _logits(model: PreTrainedModel, ids: Int[Tensor, " length"]) -> Iterator[Finding]:
-    unshifted = [layer for layer in converted_layers(model) if layer.spec.normalization == "none"]
-    if not unshifted:
+    layers = converted_layers(model)
+    unshifted = any(layer.spec.normalization == "none" for layer in layers)
+    if not unshifted or model.config._attn_implementation != IMPLEMENTATION:
         return
     largest = -math.inf
 
-    def look(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def on_attention(index: int, seen: SeenAttention) -> None:
         nonlocal largest
-        query, key = args[:2]
-        keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        largest = max(largest, float((query.float() @ keys.float().mT).amax()) * kwargs["scaling"])
+        if layers[index].spec.normalization == "none":
+            largest = max(largest, float(seen.visible_scores().amax()))
 
-    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in unshifted]
-    try:
-        model(ids[None].to(model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
+    observe(model, ids[None], torch.ones_like(ids[None]), on_attention=on_attention)
     yield Finding(
         severity="fault" if largest > 88 else "warning",
         what=f"attention 'none' exponentiates scores as they are; they reach {largest:,.1f} here, and exp overflows"

@@ -20,10 +20,17 @@ KURTOSIS_BATCHES = 101
 
 @dataclass(frozen=True, kw_only=True)
 class OutEffHopOutliers:
-    """Averages over sequences, for each of the tensors; 61 of them in OPT-125m.
+    """What the published recipe gives, with its peculiarities.
+
+    The tensors are the outputs of each block, of its attention's output projection, its second MLP layer and its two
+    norms, and of the final norm: 5 * layers + 1, so 61 in OPT-125m. A row is one sequence, length * hidden numbers,
+    padding and all; where transformers runs OPT's MLP on all tokens of a batch at once (its norm and its second
+    layer), a row is one token. A row's kurtosis is E[(x - mu)^4] / (s^4 + 1e-6) with s the sample standard deviation
+    (n - 1 in the denominator), over the first 101 batches. Means over rows come first, then the maximum or the mean
+    over tensors.
 
     Attributes:
-        inf_norm: max |x| of a sequence, averaged over sequences, by name of the module.
+        inf_norm: max |x| of a row, averaged over rows, by name of the module.
         kurtosis: likewise.
         blocks: names of the decoder blocks.
     """
@@ -62,18 +69,8 @@ class _Average:
 
 
 @torch.no_grad()
-def measure_outeffhop(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> OutEffHopOutliers:
-    """Measure outliers by the published recipe, with its peculiarities.
-
-    The tensors are the outputs of each block, of its attention's output projection, its second MLP layer and its two
-    norms, and of the final norm: 5 * layers + 1. A sequence is one row of length * hidden numbers, padding and all. Its
-    kurtosis is E[(x - mu)^4] / (s^4 + 1e-6) with s the sample standard deviation (n - 1 in the denominator), over the
-    first 101 batches. Means over sequences come first, then the maximum or the mean over tensors. `measure_outliers`
-    has the definitions of the papers instead; figures of the two do not compare.
-
-    Args:
-        model: a causal LM of a supported family.
-        batches: model inputs, of full sequences without padding.
+def outeffhop_outliers(model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]) -> OutEffHopOutliers:
+    """Measure outliers by the published recipe; `measure_outliers(model, batches, compat="outeffhop")` calls this.
 
     Raises:
         SparqError: there are no batches.

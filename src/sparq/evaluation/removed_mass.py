@@ -2,17 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparq.attention import AttentionSpec, OutlierFreeAttention, attention_probabilities
+from sparq.attention import AttentionSpec, attention_probabilities
 from sparq.errors import SparqError
-from sparq.evaluation.observation import evaluating
-from sparq.models import converted_layers, recording_attention
+from sparq.evaluation.observation import observe
+from sparq.evaluation.seen_attention import SeenAttention
+from sparq.models import converted_layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,6 @@ class RemovedMass:
     num_tokens: int
 
 
-@torch.no_grad()
 def removed_mass(
     model: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]], variants: Sequence[str]
 ) -> RemovedMass:
@@ -53,34 +52,21 @@ def removed_mass(
     num_tokens = 0
     counted = torch.empty(0)
 
-    def on_layer(index: int) -> Any:
-        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            assert isinstance(layer, OutlierFreeAttention)
-            query, key, _, mask = args
-            keys = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-            scores = (query.float() @ keys.float().transpose(2, 3)) * kwargs["scaling"]
-            allowed = torch.ones(scores.shape[2:], dtype=torch.bool).tril() if mask is None else mask
-            for number, spec in enumerate(specs):
-                sink = torch.zeros(1, 1) if spec.normalization == "learned_sink" else None
-                kept = attention_probabilities(scores, allowed, spec.normalization, sink=sink, clip=spec.clip)
-                # [batch heads queries]
-                lost = (1 - kept.sum(dim=-1)) * counted[:, None]
-                total[number, index] += lost.sum(dim=(0, 2), dtype=torch.float64).cpu()
+    def on_attention(index: int, seen: SeenAttention) -> None:
+        scores, allowed = seen.scores(), seen.allowed()
+        for number, spec in enumerate(specs):
+            sink = torch.zeros(1, 1) if spec.normalization == "learned_sink" else None
+            kept = attention_probabilities(scores, allowed, spec.normalization, sink=sink, clip=spec.clip)
+            # [batch heads queries]
+            lost = (1 - kept.sum(dim=-1)) * counted[:, None]
+            total[number, index] += lost.sum(dim=(0, 2), dtype=torch.float64).cpu()
 
-        return hook
-
-    handles = [layer.register_forward_pre_hook(on_layer(index), with_kwargs=True) for index, layer in enumerate(layers)]
-    try:
-        with evaluating(model), recording_attention(model):
-            for batch in batches:
-                ids = batch["input_ids"]
-                mask = batch.get("attention_mask")
-                counted = torch.ones_like(ids) if mask is None else mask.ne(0)
-                num_tokens += int(counted.sum())
-                model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
+    for batch in batches:
+        ids = batch["input_ids"]
+        mask = batch.get("attention_mask")
+        counted = torch.ones_like(ids) if mask is None else mask.ne(0)
+        num_tokens += int(counted.sum())
+        observe(model, ids, counted, on_attention=on_attention)
     if num_tokens == 0:
         raise SparqError("there is nothing to measure on: give at least one batch")
     return RemovedMass(variants=tuple(variants), mass=(total / num_tokens).float(), num_tokens=num_tokens)

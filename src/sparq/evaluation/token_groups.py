@@ -57,6 +57,8 @@ class GroupSums:
 
     def add_attention(self, ids: Int[Tensor, " tokens"], probabilities: Float[Tensor, "heads tokens tokens"]) -> None:
         """Count the attention of one layer, of one sequence without its padding."""
+        if not self._members:
+            return
         received = probabilities[:, 1:].double().sum(dim=(0, 1))
         self._spent += received.sum().item()
         for name, member in self._members.items():

@@ -48,16 +48,7 @@ def convert(model: PreTrainedModel, attention: str | AttentionSpec, *, replace: 
             continue  # with its weights
         if isinstance(present, OutlierFreeAttention):
             present.detach()
-        heads = model.config.num_attention_heads
-        like = next(p for p in layer.parameters() if p.is_floating_point())
-        converted = OutlierFreeAttention(
-            spec,
-            hidden=model.config.hidden_size,
-            heads=heads,
-            head_dim=getattr(model.config, "head_dim", None) or model.config.hidden_size // heads,
-            like=like,
-        )
-        converted.attach(layer)
+        _attach(model, layer, spec)
     model.set_attn_implementation(IMPLEMENTATION)
     setattr(model.config, CONFIG_KEY, spec.to_config())
     return model
@@ -75,23 +66,49 @@ def converted_layers(model: torch.nn.Module) -> list[OutlierFreeAttention]:
 
 
 @contextlib.contextmanager
-def recording_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Make a model return its probabilities under `output_attentions=True`, whatever its family and attention.
+def recording_attention(model: PreTrainedModel) -> Iterator[list[OutlierFreeAttention]]:
+    """Make a model write its probabilities out, and yield the attention of each layer, first to last, to be watched.
 
-    Fused attention has none; a converted model writes them out while this lasts, one with PyTorch's own runs
-    transformers' eager function, the same formula. Any other is left as it is.
+    Fused attention has none. A converted model writes them out while this lasts. One with transformers' own attention
+    runs `vanilla` of this package meanwhile, the same function, and is afterwards as it was.
+
+    Raises:
+        SparqError: the model's attention is another one, of which nothing can be seen.
     """
     name = model.config._attn_implementation
     layers = converted_layers(model)
-    replaced = not layers and name == "sdpa"
-    if replaced:
-        model.set_attn_implementation("eager")
-    for layer in layers:
-        layer.recording = True
+    watchable = (IMPLEMENTATION,) if layers else ("eager", "sdpa")
+    if name not in watchable:
+        raise SparqError(
+            f"attention {name!r} returns no probabilities: call model.set_attn_implementation({watchable[0]!r}) first"
+        )
+    visited = [] if layers else attention_layers(model)
+    if visited:
+        register_attention()
+        layers = [_attach(model, layer, AttentionSpec()) for layer in visited]
+        model.set_attn_implementation(IMPLEMENTATION)
+    for attention in layers:
+        attention.recording = True
     try:
-        yield
+        yield layers
     finally:
-        for layer in layers:
-            layer.recording = False
-        if replaced:
+        for attention in layers:
+            attention.recording = False
+        if visited:
+            for layer, attention in zip(visited, layers, strict=True):
+                attention.detach()
+                delattr(layer, CHILD)
             model.set_attn_implementation(name)
+
+
+def _attach(model: PreTrainedModel, layer: torch.nn.Module, spec: AttentionSpec) -> OutlierFreeAttention:
+    heads = model.config.num_attention_heads
+    attention = OutlierFreeAttention(
+        spec,
+        hidden=model.config.hidden_size,
+        heads=heads,
+        head_dim=getattr(model.config, "head_dim", None) or model.config.hidden_size // heads,
+        like=next(p for p in layer.parameters() if p.is_floating_point()),
+    )
+    attention.attach(layer)
+    return attention

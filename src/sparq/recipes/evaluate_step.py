@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparq.adaptation import load_speechlm
@@ -27,6 +25,7 @@ from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
 from sparq.progress import progress
 from sparq.quantization import load_quantized, quantize
+from sparq.recipes.outlier_sequences import TASK_LABELS, alone, measure_tasks, sequence_ids, task_sequences
 from sparq.recipes.pictures import outlier_figures
 from sparq.recipes.quantize_step import scheme_of_name
 from sparq.recipes.recipe import EvaluateConfig, Recipe
@@ -121,7 +120,12 @@ def measure(
         else None,
         tts_uer=_synthesize(model, vocabulary, said, settings, label) if said else None,
         asr=asr,
-        outliers=_outliers(model, vocabulary, everything[:: max(1, 2 * len(everything) // OUTLIER_SEQUENCES)]),
+        outliers=_outliers(
+            model,
+            vocabulary,
+            everything[:: max(1, 2 * len(everything) // OUTLIER_SEQUENCES)],
+            by_task=precision == FULL,
+        ),
     )
 
 
@@ -199,17 +203,18 @@ def _synthesize(
     )
 
 
-def _outliers(model: PreTrainedModel, vocabulary: JointVocabulary, utterances: Sequence[Spoken]) -> Outliers:
-    def batches() -> list[dict[str, Tensor]]:
-        result = []
-        for utterance in utterances:
-            for task in ("asr", "textlm") if utterance.text else ("speechlm",):
-                example = make_example(vocabulary, task, text=utterance.text, units=utterance.units)
-                ids = torch.tensor([(*example.prompt, *example.target)])
-                result.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        return result
-
-    return outlier_figures(measure_outliers(model, batches()))
+def _outliers(
+    model: PreTrainedModel, vocabulary: JointVocabulary, utterances: Sequence[Spoken], *, by_task: bool
+) -> Outliers:
+    """Measure ASR and text together (units, where the text is not known), and on demand each task apart."""
+    everything = [
+        sequence_ids(make_example(vocabulary, task, text=u.text, units=u.units))
+        for u in utterances
+        for task in (("asr", "textlm") if u.text else ("speechlm",))
+    ]
+    pairs = [(u.text, u.units) for u in utterances]
+    apart = {label: task_sequences(vocabulary, task, pairs) for task, label in TASK_LABELS.items()} if by_task else {}
+    return outlier_figures(measure_outliers(model, alone(everything)), measure_tasks(model, apart))
 
 
 class _Prose:

@@ -1,13 +1,12 @@
 """The outliers of any models, side by side: what `sparq outliers` prints and draws."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sparq.adaptation import load_speechlm
 from sparq.audio.text import normalize_text
@@ -16,13 +15,13 @@ from sparq.evaluation import measure_outliers
 from sparq.evaluation.token_groups import GroupOutliers
 from sparq.files import read_text
 from sparq.models import load_model, saved_attention
-from sparq.pretrained import resolve_model
-from sparq.pretrained.quiet import quiet_transformers
 from sparq.recipes.apply import encode_recordings
+from sparq.recipes.outlier_sequences import TASK_LABELS, alone, measure_tasks, task_sequences
 from sparq.recipes.pictures import Pictures, outlier_figures
+from sparq.recipes.prose import prose_pieces, read_prose
 from sparq.report import FULL, Results, Row, collect_provenance, utc_now
 from sparq.report.numbers import show_number
-from sparq.tokens import JointVocabulary, make_example
+from sparq.tokens import JointVocabulary
 from sparq.tokens.special import text_to_units
 
 PICTURE_TOKENS = 40
@@ -34,12 +33,14 @@ class Sequences:
     """What a model is measured on.
 
     Attributes:
-        ids: token sequences.
-        labels: what the tokens of the first one are.
+        tasks: token sequences by task, at least one.
+        sample: the sequence to draw.
+        labels: what its tokens are.
         groups: tokens to be measured apart.
     """
 
-    ids: tuple[Tensor, ...]
+    tasks: dict[str, list[Tensor]]
+    sample: Tensor
     labels: tuple[str, ...]
     groups: dict[str, Tensor] = field(default_factory=dict)
 
@@ -50,22 +51,28 @@ def inspect_outliers(
     attentions: Sequence[str] = (),
     text: Path | None = None,
     audio: Sequence[Path] = (),
+    transcripts: Path | None = None,
     tokens: int = 2048,
     context: int = 512,
 ) -> Results:
     """Measure the outliers of models on the same text, or the same recordings.
 
+    A SpeechLM is measured on each task that there is data for, and on all of them together: text as TextLM, a
+    paragraph a sequence; recordings as SpeechLM; recordings with what was said as ASR.
+
     Args:
         models: folders, hub names or `pretrained:NAME` of causal LMs, or folders of trained SpeechLMs.
         attentions: run every causal LM under each of these; under the one that its config names if empty.
-        text: a text file; the demo's page of prose by default. A SpeechLM reads each paragraph as a text sequence.
+        text: a text file; the demo's page of prose by default, if there are no recordings.
         audio: recordings, which only SpeechLMs hear.
-        tokens: most tokens of text.
-        context: tokens of one sequence of text.
+        transcripts: a text file with one line for each recording.
+        tokens: most tokens of a task.
+        context: most tokens of one sequence of running text.
 
     Raises:
         SparqError: a model or file is missing or does not fit, or two columns would have one name.
     """
+    said = _transcripts(transcripts, audio)
     rows: list[Row] = []
     notes: list[str] = []
     pictures = Pictures()
@@ -77,7 +84,7 @@ def inspect_outliers(
             raise SparqError(f"{reference} is no trained SpeechLM: only those hear --audio")
         for attention in attentions or (None,):
             if speechlm_folder is not None:
-                model, sequences = _speechlm(speechlm_folder, text, audio, tokens)
+                model, sequences = _speechlm(speechlm_folder, text, audio, said, tokens)
             else:
                 model, sequences = _causal_lm(reference, attention, text, tokens, context)
             spec = saved_attention(model)
@@ -85,23 +92,40 @@ def inspect_outliers(
             name = spec.name if len(models) == 1 or speechlm_folder else f"{Path(reference).name}: {spec.name}"
             if any(row.framework == name for row in rows):
                 raise SparqError(f"two models would be called {name!r}: measure them in two runs")
-            batches = [{"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])} for ids in sequences.ids]
-            report = measure_outliers(model, batches, groups=sequences.groups)
+            together = alone(ids for task in sequences.tasks.values() for ids in task)
+            report = measure_outliers(model, together, groups=sequences.groups)
+            apart = measure_tasks(model, sequences.tasks) if len(sequences.tasks) > 1 else {}
             notes += [_group_note(name, group, found) for group, found in report.groups.items() if found.num_tokens]
-            rows.append(Row(framework=name, precision=FULL, outliers=outlier_figures(report)))
-            pictures.add(name, model, sequences.ids[0][: len(sequences.labels)], sequences.labels)
+            rows.append(Row(framework=name, precision=FULL, outliers=outlier_figures(report, apart)))
+            pictures.add(name, model, sequences.sample, sequences.labels)
     return Results(
         name="Outliers of " + ", ".join(models),
         created=utc_now(),
         provenance=collect_provenance(),
         seed=0,
-        settings={"models": list(models), "text": str(text or "prose.txt"), "audio": [str(file) for file in audio]},
+        settings={
+            "models": list(models),
+            "text": str(text or ("none" if audio else "prose.txt")),
+            "audio": [str(file) for file in audio],
+            "transcripts": str(transcripts or "none"),
+            "tokens": tokens,
+        },
         corpus={},
         rows=tuple(rows),
         attention_maps=tuple(pictures.attention),
         hidden_maps=tuple(pictures.hidden),
         notes=tuple(notes),
     )
+
+
+def _transcripts(file: Path | None, audio: Sequence[Path]) -> list[str]:
+    """Return what is said in each recording, or empty texts."""
+    if file is None:
+        return [""] * len(audio)
+    lines = [normalize_text(line) for line in read_text(file).splitlines() if line.strip()]
+    if len(lines) != len(audio):
+        raise SparqError(f"{file} has {len(lines)} lines and there are {len(audio)} recordings: give one line for each")
+    return lines
 
 
 def _group_note(name: str, group: str, found: GroupOutliers) -> str:
@@ -111,41 +135,47 @@ def _group_note(name: str, group: str, found: GroupOutliers) -> str:
     )
 
 
-def _prose(text: Path | None) -> str:
-    return read_text(text) if text else (files("sparq") / "demo" / "prose.txt").read_text(encoding="utf-8")
-
-
 def _causal_lm(
     reference: str, attention: str | None, text: Path | None, tokens: int, context: int
 ) -> tuple[PreTrainedModel, Sequences]:
     model = load_model(reference, attention)
-    with quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(reference))
-    ids = tokenizer(" ".join(_prose(text).split()), return_tensors="pt").input_ids[0, :tokens]
-    if len(ids) < 2:
-        raise SparqError(f"{text} has {len(ids)} tokens: outliers need 2 or more")
-    pieces = [piece for piece in ids.split(min(context, model.config.max_position_embeddings)) if len(piece) > 1]
-    labels = tuple(tokenizer.decode([int(i)]) for i in pieces[0][:PICTURE_TOKENS])
-    return model, Sequences(ids=tuple(pieces), labels=labels)
+    pieces, tokenizer = prose_pieces(model, reference, text, tokens=tokens, context=context)
+    sample = pieces[0][:PICTURE_TOKENS]
+    labels = tuple(tokenizer.decode([int(i)]) for i in sample)
+    return model, Sequences(tasks={"text": list(pieces)}, sample=sample, labels=labels)
 
 
-def _speechlm(folder: Path, text: Path | None, audio: Sequence[Path], tokens: int) -> tuple[PreTrainedModel, Sequences]:
+def _speechlm(
+    folder: Path, text: Path | None, audio: Sequence[Path], said: Sequence[str], tokens: int
+) -> tuple[PreTrainedModel, Sequences]:
     speechlm = load_speechlm(folder)
     vocabulary = speechlm.vocabulary
-    examples = [
-        make_example(vocabulary, "speechlm", text="", units=units) for units in encode_recordings(speechlm, audio)
-    ]
+    spoken = list(zip(said, encode_recordings(speechlm, audio), strict=True))
+    read: list[tuple[str, list[int]]] = []
     if text is not None or not audio:
-        lines = [normalize_text(" ".join(part.split())) for part in _prose(text).split("\n\n") if part.strip()]
-        examples += [make_example(vocabulary, "textlm", text=line, units=()) for line in lines]
-    sequences, left = [], tokens
-    for example in examples:
-        ids = torch.tensor((*example.prompt, *example.target))[:left]
-        if len(ids) > 1:
-            sequences.append(ids)
-            left -= len(ids)
-    labels = tuple(vocabulary.pieces[int(i)] for i in sequences[0][:PICTURE_TOKENS])
-    return speechlm.model, Sequences(ids=tuple(sequences), labels=labels, groups=_modalities(vocabulary))
+        paragraphs = [" ".join(part.split()) for part in read_prose(text).split("\n\n")]
+        read = [(normalize_text(paragraph), []) for paragraph in paragraphs if paragraph]
+    tasks = {}
+    for task, label in TASK_LABELS.items():
+        sequences = _first(task_sequences(vocabulary, task, [*read, *spoken]), tokens)
+        if sequences:
+            tasks[label] = sequences
+    if not tasks:
+        raise SparqError(f"{text or 'the text'} gives no sequence within {tokens} tokens: outliers need 2 or more")
+    # The last task shows most; of its sequences the one that comes nearest to filling the picture.
+    sample = min([*tasks.values()][-1], key=lambda ids: abs(len(ids) - PICTURE_TOKENS))[:PICTURE_TOKENS]
+    labels = tuple(vocabulary.pieces[int(i)] for i in sample)
+    return speechlm.model, Sequences(tasks=tasks, sample=sample, labels=labels, groups=_modalities(vocabulary))
+
+
+def _first(sequences: Iterable[Tensor], tokens: int) -> list[Tensor]:
+    """Return the sequences up to a number of tokens, the last one cut; one token alone is none."""
+    taken, left = [], tokens
+    for ids in sequences:
+        if len(ids[:left]) > 1:
+            taken.append(ids[:left])
+            left -= len(ids[:left])
+    return taken
 
 
 def _modalities(vocabulary: JointVocabulary) -> dict[str, Tensor]:

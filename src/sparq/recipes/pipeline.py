@@ -64,6 +64,7 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "evaluate", "quantize"),
         run=run_evaluate,
         owns=("evaluation/{framework}",),
+        version=2,
         files=_prose,
     ),
     Step(
@@ -72,5 +73,6 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "name"),
         run=run_report,
         owns=("results.json", "report.html", "clips"),
+        version=2,
     ),
 )

@@ -20,6 +20,7 @@ from sparq.report.results import (
     Results,
     Row,
     SplitSummary,
+    TaskOutliers,
 )
 from sparq.report.summary import summarize
 from sparq.report.terminal import render_terminal
@@ -46,6 +47,7 @@ __all__ = [
     "Results",
     "Row",
     "SplitSummary",
+    "TaskOutliers",
     "TrainingCurve",
     "average_drop",
     "collect_provenance",

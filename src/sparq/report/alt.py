@@ -1,7 +1,7 @@
 """Texts that stand for the figures: what each shows, with its main numbers."""
 
 from sparq.report.numbers import listed, precision_label, show_number
-from sparq.report.results import FULL, Results
+from sparq.report.results import FULL, Outliers, Results, TaskOutliers
 
 
 def alternatives(results: Results) -> dict[str, str]:
@@ -13,7 +13,7 @@ def alternatives(results: Results) -> dict[str, str]:
         "layer_norms": "Lines of max inf norm and kurtosis over decoder layers, one for each framework.",
         "hidden_maps": "Heat maps of the largest absolute activation by token and layer for "
         + _names([m.framework for m in results.hidden_maps]),
-        "attention_maps": "Heat maps of attention probabilities for "
+        "attention_maps": "Heat maps of attention probabilities, values and outputs for "
         + _names([f"{m.framework} layer {m.layer} head {m.head}" for m in results.attention_maps]),
         "curves": "Lines of training loss, validation loss and accuracy by update. " + _curves(results),
     }
@@ -33,11 +33,13 @@ def _perplexities(results: Results) -> str:
 
 
 def _outliers(results: Results) -> str:
-    parts = [
-        f"{row.framework} {show_number(found.max_inf_norm)} and {show_number(found.mean_kurtosis)}"
-        for row in results.ordered_rows()
-        if (found := row.outliers) and row.precision == FULL
-    ]
+    parts = []
+    for row in results.ordered_rows():
+        if row.outliers is None or row.precision != FULL:
+            continue
+        shown: list[tuple[str, Outliers | TaskOutliers]] = [(row.framework, row.outliers)]
+        shown += [(f"{row.framework} {task}", own) for task, own in row.outliers.by_task.items()]
+        parts += [f"{name} {show_number(own.max_inf_norm)} and {show_number(own.mean_kurtosis)}" for name, own in shown]
     return "; ".join(parts) + "."
 
 

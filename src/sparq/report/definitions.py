@@ -60,6 +60,22 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "softmax), and the mean probability of the first token over queries that see more than one key.",
     ),
     (
+        "Sinks, entropy, max logit",
+        "A sink is a token that takes more than 0.3 of what a head spends on a sequence; the column is the sink rate, "
+        "the share of all probability that goes to sinks, divided by the row mass. Entropy is that of a row divided by "
+        "its mass, in nats. The max logit is the largest scaled product of a query and a key that it may see.",
+    ),
+    (
+        "|v|",
+        "The mean Euclidean norm of the value vectors that heads read: of first tokens, of sinks (the first token "
+        "may be one), and of all other tokens. A head that does nothing looks at a token whose value is small.",
+    ),
+    (
+        "Outliers by task",
+        "The same figures over the sequences of one task each: TextLM has text, SpeechLM units, ASR units and the "
+        "text that was said.",
+    ),
+    (
         "Peak memory",
         "The largest resident size during the step, of the process or of a child that ended in it, whichever is "
         "larger. Outside of Linux it is the largest of the process so far.",

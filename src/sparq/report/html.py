@@ -15,6 +15,7 @@ from sparq.report.codec import to_json
 from sparq.report.definitions import DEFINITIONS
 from sparq.report.heatmaps import attention_maps, hidden_maps
 from sparq.report.numbers import precision_label, show_bytes, show_number
+from sparq.report.outlier_tables import outlier_tables
 from sparq.report.plots import layer_norms, learning_curves, outlier_bars, perplexity_bars
 from sparq.report.results import Results
 from sparq.report.summary import summarize
@@ -24,7 +25,6 @@ from sparq.report.tables import (
     asr_table,
     corpus_table,
     main_table,
-    outlier_table,
     prose_table,
     step_table,
 )
@@ -96,6 +96,7 @@ def render_html(results: Results, *, folder: Path) -> str:
         "definitions": DEFINITIONS,
         "settings": yaml.safe_dump(to_json(results.settings), sort_keys=False, allow_unicode=True, width=100),
         **_tables(results),
+        "outliers": outlier_tables(results),
         **_figures(results),
         "examples": _examples(results),
         "live": _live(results),
@@ -124,7 +125,6 @@ def _tables(results: Results) -> dict[str, Table | None]:
         "main": main_table(results),
         "prose": prose_table(results),
         "asr": asr_table(results),
-        "outliers": outlier_table(results),
         "corpus": corpus_table(results),
         "steps": step_table(results),
         "machine": _machine(results),

@@ -30,6 +30,7 @@ def learning_curves(results: Results) -> Markup | None:
     curves = {name: curve for name, curve in results.curves.items() if curve.points}
     if not curves:
         return None
+    places = _places([*results.frameworks, *curves])
     with style():
         figure = Figure(figsize=(9, 3.3), layout="constrained")
         panels = dict(zip(("loss", "valid_loss", "valid_accuracy"), figure.subplots(1, 3), strict=True))
@@ -44,7 +45,7 @@ def learning_curves(results: Results) -> Markup | None:
             axes.set_xlabel("updates")
             drawn = False
             for name, curve in curves.items():
-                index = _index(name)
+                index = places[name]
                 look = {"color": _COLORS[index], "linestyle": _DASHES[index], "linewidth": 1.6}
                 drawn |= _line(axes, curve.points, field, label=name, **look)
                 if curve.live is not None:
@@ -57,18 +58,34 @@ def learning_curves(results: Results) -> Markup | None:
 
 
 def outlier_bars(results: Results) -> Markup | None:
-    """Return max inf norm and mean kurtosis at full precision on log scales, None without any."""
+    """Return max inf norm and mean kurtosis at full precision on log scales, None without any.
+
+    Where tasks were measured apart there is a group of bars for each of them, as in SpARQ figure 3.
+    """
     figures = {r.framework: r.outliers for r in results.ordered_rows() if r.precision == FULL and r.outliers}
     if not figures:
         return None
+    places = _places(results.frameworks)
     with style():
-        figure = Figure(figsize=(9, 3), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        names = list(figures)
-        _bars(left, names, {"": [figures[n].max_inf_norm for n in names]})
-        left.set_title("Max inf norm of layer outputs", loc="left")
-        _bars(right, names, {"": [figures[n].mean_kurtosis for n in names]})
-        right.set_title("Mean kurtosis of layer outputs (normal: 3)", loc="left")
+        tasks = list(dict.fromkeys(task for found in figures.values() for task in found.by_task))
+        # Numbers above the bars need room: side by side only where the bars are few.
+        stacked = len(tasks) > 1
+        figure = Figure(figsize=(9, 5.2 if stacked else 3), layout="constrained")
+        panels = figure.subplots(2, 1) if stacked else figure.subplots(1, 2)
+        titles = {
+            "max_inf_norm": "Max inf norm of layer outputs",
+            "mean_kurtosis": "Mean kurtosis of layer outputs (normal: 3)",
+        }
+        for axes, (name, title) in zip(panels, titles.items(), strict=True):
+            groups: dict[str, list[float | None]] = {"": [getattr(found, name) for found in figures.values()]}
+            if stacked:
+                groups = {
+                    task: [getattr(found.by_task.get(task), name, None) for found in figures.values()] for task in tasks
+                }
+            _bars(axes, list(figures), groups, places)
+            axes.set_title(title, loc="left")
+        if stacked:
+            _legend(figure, panels[0])
         return inline_svg(figure, "outliers")
 
 
@@ -92,7 +109,7 @@ def perplexity_bars(results: Results) -> Markup | None:
                 metrics = [getattr(row, name) if row else None for row in rows]
                 if any(metrics):
                     values[precision_label(precision)] = [m.value if m else None for m in metrics]
-            _bars(axes, results.frameworks, values)
+            _bars(axes, results.frameworks, values, _places(results.frameworks))
             axes.set_title(titles[name], loc="left")
         _legend(figure, panels[0])
         return inline_svg(figure, "perplexity")
@@ -103,6 +120,7 @@ def layer_norms(results: Results) -> Markup | None:
     rows = [r for r in results.ordered_rows() if r.precision == FULL and r.outliers and r.outliers.per_layer]
     if not rows:
         return None
+    places = _places(results.frameworks)
     with style():
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         panels = figure.subplots(1, 2)
@@ -111,7 +129,7 @@ def layer_norms(results: Results) -> Markup | None:
         ):
             for row in rows:
                 assert row.outliers is not None
-                index = _index(row.framework)
+                index = places[row.framework]
                 layers = [figures.layer for figures in row.outliers.per_layer]
                 values = [getattr(figures, field) for figures in row.outliers.per_layer]
                 values = [value if _is_drawable(value) else math.nan for value in values]
@@ -146,7 +164,7 @@ def _line(axes: Axes, points: Iterable[CurvePoint], field: str, **look: Any) -> 
     return bool(finite)
 
 
-def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None]]) -> None:
+def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None]], places: dict[str, int]) -> None:
     """Draw grouped bars on a log scale with their numbers; a value without a bar is named in its place."""
     finite = [v for values in groups.values() for v in values if v is not None and _is_drawable(v)]
     low, high = (min(finite), max(finite)) if finite else (1.0, 10.0)
@@ -156,7 +174,7 @@ def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None
     width = 0.84 / len(frameworks)
     single = list(groups) == [""]
     for position, framework in enumerate(frameworks):
-        index = _index(framework)
+        index = places[framework]
         for group, values in enumerate(groups.values()):
             x = position if single else group + (position - (len(frameworks) - 1) / 2) * width
             value = values[position]
@@ -172,7 +190,7 @@ def _bars(axes: Axes, frameworks: list[str], groups: dict[str, list[float | None
                     hatch=_HATCHES[index],
                     edgecolor=PAPER,
                     linewidth=0,
-                    label=framework if group == 0 else None,
+                    label=framework,
                 )
             at = floor if height is None else height
             axes.annotate(
@@ -220,9 +238,14 @@ def _legend(figure: Figure, axes: Axes) -> None:
         figure.legend(found.values(), found.keys(), loc="outside upper right", ncols=columns, handlelength=3)
 
 
-def _index(framework: str) -> int:
-    """Return a framework's place in the list of colors; an unknown one hashes to a place after the known."""
-    if framework in FRAMEWORKS:
-        return FRAMEWORKS.index(framework)
-    spare = len(_COLORS) - len(FRAMEWORKS)
-    return len(FRAMEWORKS) + sum(framework.encode()) % spare
+def _places(names: Iterable[str]) -> dict[str, int]:
+    """Return each name's place in the lists of colors, dashes and so on, no place twice unless names outnumber them.
+
+    The known frameworks have the same place in every report.
+    """
+    found = list(dict.fromkeys(names))
+    places = {name: FRAMEWORKS.index(name) for name in found if name in FRAMEWORKS}
+    free = [*range(len(FRAMEWORKS), len(_COLORS)), *range(len(FRAMEWORKS))]
+    free = [place for place in free if place not in places.values()]
+    others = [name for name in found if name not in places]
+    return places | {name: free[number % len(free)] for number, name in enumerate(others)}

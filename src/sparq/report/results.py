@@ -1,4 +1,4 @@
-"""What a run found: frozen records that `results.json` holds and the report draws (schema version 1)."""
+"""What a run found: frozen records that `results.json` holds and the report draws (schema version 2)."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from sparq.errors import SparqError
 from sparq.report.traces import AttentionMap, HiddenMap, TrainingCurve
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 FULL = "full"
 """The precision label of the row that others are compared with."""
@@ -88,6 +88,15 @@ class LayerOutliers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskOutliers:
+    """The outlier figures of the sequences of one task (SpARQ figure 3), over `tokens` tokens."""
+
+    max_inf_norm: float
+    mean_kurtosis: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outliers:
     """How far activations stick out (SpARQ section 4, "outlier removal").
 
@@ -96,18 +105,32 @@ class Outliers:
         mean_kurtosis: mean over layers of the kurtosis of the layer output; 3 for a normal distribution.
         attention_mass: mean sum of a row of attention probabilities; 1 for the vanilla softmax.
         first_token_share: mean probability that a row gives to the first token, the usual attention sink.
+        sink_rate: share of all attention that goes to tokens which take more than 0.3 of a head's.
+        attention_entropy: mean entropy in nats of a row of attention divided by its mass.
+        max_logit: largest scaled query-key product.
+        first_value_norm: mean Euclidean norm of the first token's value, over heads and sequences.
+        sink_value_norm: the same of tokens that take more than 0.3 of a head's attention; None without any.
+        other_value_norm: the same of all other tokens.
         tokens: number of tokens measured.
         final_norm_max_inf_norm: the same as `max_inf_norm` after the final norm, which would hide the others.
         per_layer: the figures of each layer.
+        by_task: the figures of each task's sequences, where tasks were measured apart.
     """
 
     max_inf_norm: float
     mean_kurtosis: float
     attention_mass: float
     first_token_share: float
+    sink_rate: float
+    attention_entropy: float
+    max_logit: float
+    first_value_norm: float
+    sink_value_norm: float | None
+    other_value_norm: float | None
     tokens: int
     final_norm_max_inf_norm: float | None = None
     per_layer: tuple[LayerOutliers, ...] = ()
+    by_task: dict[str, TaskOutliers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

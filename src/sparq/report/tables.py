@@ -105,42 +105,6 @@ def prose_table(results: Results) -> Table | None:
     )
 
 
-def outlier_table(results: Results) -> Table | None:
-    """Return the outlier figures, None if no row has any."""
-    rows = [row for row in results.ordered_rows() if row.outliers]
-    if not rows:
-        return None
-    groups: dict[str, list[Line]] = {}
-    for row in rows:
-        figures = row.outliers
-        assert figures is not None
-        cells = (
-            row.framework,
-            precision_label(row.precision),
-            show_number(figures.max_inf_norm),
-            show_number(figures.final_norm_max_inf_norm),
-            show_number(figures.mean_kurtosis),
-            f"{figures.attention_mass:.4f}",
-            f"{figures.first_token_share:.4f}",
-            f"{figures.tokens:,}",
-        )
-        groups.setdefault(row.framework, []).append(Line(cells=cells))
-    return Table(
-        caption="Outliers of layer outputs, and attention",
-        columns=(
-            "Framework",
-            "Precision",
-            "Max inf norm",
-            "After final norm",
-            "Mean kurtosis",
-            "Row mass",
-            "First token",
-            "Tokens",
-        ),
-        groups=tuple(tuple(lines) for lines in groups.values()),
-    )
-
-
 def asr_table(results: Results) -> Table | None:
     """Return word error rates by test split, None if no row has any."""
     splits = list(dict.fromkeys(split for row in results.ordered_rows() for split in row.asr))

@@ -52,16 +52,31 @@ class TrainingCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMap:
-    """Attention probabilities of one head, rows are queries and columns keys; `labels` name the keys."""
+    """What one head does on one sample (SpARQ figure 4).
+
+    Attributes:
+        framework: kind of attention.
+        layer: index of the layer.
+        head: index of the query head.
+        weights: probabilities, rows are queries and columns keys.
+        values: |value| that the head reads, rows are keys and columns channels of the head.
+        outputs: |what the head adds up|, rows are queries and columns channels.
+        labels: the tokens, which are queries and keys.
+    """
 
     framework: str
     layer: int
     head: int
     weights: Matrix
+    values: Matrix
+    outputs: Matrix
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        _check_matrix(f"attention map of {self.framework}", self.weights, columns=len(self.labels))
+        what, tokens = f"attention map of {self.framework}", len(self.labels)
+        _check_matrix(what, self.weights, rows=tokens, columns=tokens)
+        _check_matrix(f"{what}, values", self.values, rows=tokens)
+        _check_matrix(f"{what}, outputs", self.outputs, rows=tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

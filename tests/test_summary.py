@@ -1,0 +1,44 @@
+"""The sentences that open a report."""
+
+import pytest
+
+from report_records import bare, row
+from sparq.report import ErrorRate, Perplexity, Row, summarize
+from sparq.report.tables import main_table
+
+
+def _four(framework: str, precision: str, value: float, **changes: object) -> Row:
+    return row(
+        0, framework, precision,
+        **{
+            "textlm_ppl": Perplexity(value=value, tokens=1, utterances=1, split="test"),
+            "speechlm_ppl": Perplexity(value=value, tokens=1, utterances=1, split="test"),
+            "asr_wer": ErrorRate(value=value, errors=1, length=1, utterances=1, split="test"),
+            "tts_uer": ErrorRate(value=value, errors=1, length=1, utterances=1, split="test"),
+            **changes,
+        },
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("vanilla", "softmax1", "best"), [(40, 15, "softmax1"), (15, 40, "vanilla")])
+def test_the_summary_names_whoever_loses_least(vanilla, softmax1, best):
+    rows = [_four(f, "full", 10.0) for f in ("vanilla", "softmax1")]
+    rows += [_four("vanilla", "w4a4-rtn", vanilla), _four("softmax1", "w4a4-rtn", softmax1)]
+    rows += [_four("vanilla", "w8a8-rtn", 10), _four("softmax1", "w8a8-rtn", 99)]
+    sentences = "\n".join(summarize(bare(tuple(rows))))
+    assert f"At W4A4 RTN, {best} loses least against its own full precision: +50.00 % on average over 4/4" in sentences
+    assert "against +300.0 %" in sentences
+    assert f"{best} recognizes speech best: 15.00 % WER" in sentences
+    assert "W8A8" not in sentences
+
+
+def test_the_summary_ranks_neither_ties_nor_different_metrics():
+    rows = [_four(f, "full", 10.0) for f in ("vanilla", "softmax1")]
+    tie = summarize(bare((*rows, *(_four(f, "w4a4-rtn", 20) for f in ("vanilla", "softmax1")))))
+    assert any("no framework alone loses least" in s for s in tie)
+    assert not any("recognizes speech best" in s for s in tie)
+    missing = (_four("vanilla", "w4a4-rtn", 20), _four("softmax1", "w4a4-rtn", 15, tts_uer=None))
+    assert any("do not compare: vanilla +100.0 % (4/4) and softmax1 +50.00 % (3/4)" in s
+               for s in summarize(bare((*rows, *missing))))  # fmt: skip
+    table = main_table(bare((*rows, *missing)))
+    assert not any(line.strong for group in table.groups for line in group)
