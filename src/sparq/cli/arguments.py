@@ -110,14 +110,14 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         type=_precision,
         default="full",
-        help="full, or one of " + ", ".join(_schemes()),
+        help="full, or one that the run made, for example w8a8-smoothquant",
     )
 
 
 def _schemes() -> tuple[str, ...]:
-    from sparq.recipes.recipe import SCHEMES
+    from sparq.recipes.recipe import ALL_SCHEMES
 
-    return SCHEMES
+    return ALL_SCHEMES
 
 
 def _precision(text: str) -> str:

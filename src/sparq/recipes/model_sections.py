@@ -9,13 +9,17 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
 
 FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
 """The attentions that are compared: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
 
 SCHEMES = ("w8a8-rtn", "w4a4-rtn", "w8a8-smoothquant", "w4a4-smoothquant")
-"""The precisions below full: bits of weights and activations, and the method."""
+"""The precisions below full that are made by default: bits of weights and activations, and the method."""
+
+ALL_SCHEMES = tuple(f"{bits}-{method}" for method in METHODS for bits in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16"))
+"""All that can be asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +139,8 @@ class QuantizeConfig:
 
     Attributes:
         schemes: bits and method; W8A8 and W4A4 in SpARQ section 4.1.
-        calibration_sequences: training sequences on which SmoothQuant measures activations; 256 in SpARQ
-            appendix E.2, and 128 hardly differ.
+        calibration_sequences: training sequences on which methods measure or train; 256 in SpARQ appendix E.2, and for
+            SmoothQuant 128 hardly differ.
         smoothing_alpha: SmoothQuant's migration strength; SpARQ appendix E.2.
     """
 
@@ -146,7 +150,7 @@ class QuantizeConfig:
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
-        check_names(f"{where}.schemes", self.schemes, SCHEMES)
+        check_names(f"{where}.schemes", self.schemes, ALL_SCHEMES)
         check_positive(where, calibration_sequences=self.calibration_sequences)
         check(0 <= self.smoothing_alpha <= 1, f"{where}.smoothing_alpha", self.smoothing_alpha, "from 0 to 1")
 

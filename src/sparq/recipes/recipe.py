@@ -13,7 +13,7 @@ from sparq.errors import SparqError
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty
 from sparq.recipes.model_sections import (
     FRAMEWORKS,
-    SCHEMES,
+    ALL_SCHEMES,
     EvaluateConfig,
     ModelConfig,
     QuantizeConfig,
@@ -24,7 +24,7 @@ from sparq.recipes.speech_sections import PrepareConfig, SourceConfig, UnitsConf
 
 __all__ = [
     "FRAMEWORKS",
-    "SCHEMES",
+    "ALL_SCHEMES",
     "EvaluateConfig",
     "ModelConfig",
     "PrepareConfig",

@@ -7,6 +7,7 @@ _METHODS = {
     "smoothquant": "SmoothQuant",
     "omniquant": "OmniQuant",
     "affinequant": "AffineQuant",
+    "gptq": "GPTQ",
 }
 
 
