@@ -1,7 +1,7 @@
-"""Attention with a sink through PyTorch's own flash kernel, forward and backward, in linear memory.
+"""Attention with a sink through PyTorch's own fused kernels, forward and backward, in linear memory.
 
-The kernel returns O = softmax(s) v and lse = log(sum(exp(s))) of every row. A sink is one more key of value 0 and logit
-b, so all that it changes is the denominator:
+Such a kernel returns O = softmax(s) v and lse = log(sum(exp(s))) of every row. A sink is one more key of value 0 and
+logit b, so all that it changes is the denominator:
 
     O' = O * sigmoid(lse - b)        lse' = logaddexp(lse, b)
 
@@ -19,37 +19,54 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sparq.attention.fused_cpu import CPU
+from sparq.attention.fused_cuda import cuda_kernel, takes_triton
+from sparq.attention.fused_kernel import Bias, FusedKernel, Keys, Queries, Rows
+from sparq.attention.reference import Mask, may_see
 from sparq.attention.row_max import row_max
-
-_Rows = Float[Tensor, "batch heads queries"]
 
 _BLOCK_ROWS = 1024
 """Rows of a block: a quarter of a megabyte in float32, and so few blocks that their number costs nothing."""
+
+_DEVICE_BLOCK_ROWS = 1 << 18
+"""The same elsewhere, where every block costs launches: 64 megabytes."""
+
+
+def fused_kernel(query: Queries, *, masked: bool) -> FusedKernel | None:
+    """Return the kernel for these queries, or None if their device has none for their type and width.
+
+    If there is one with a mask, there is one without.
+    """
+    if query.device.type == "cpu":
+        return CPU
+    return cuda_kernel(query, masked=masked) if query.device.type == "cuda" else None
 
 
 def flash_sink_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
     value: Float[Tensor, "batch kv_heads keys head_dim"],
-    bias: Float[Tensor, "#batch #heads #queries keys"] | None,
+    mask: Mask | None,
     sink: Float[Tensor, "heads 1"] | None,
     *,
     is_causal: bool,
     scaling: float,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
-    """Compute `softmax1` attention, or `learned_sink` if logits are given, on a CPU.
+    """Compute `softmax1` attention, or `learned_sink` if logits are given; `fused_kernel` must have a kernel for it.
 
     Args:
         query: queries of every head.
         key: keys; query head h reads key head h // (heads / kv_heads).
         value: values, likewise.
-        bias: numbers to add to the scores, -inf where a query may not see a key; no gradient flows into it.
+        mask: what a query may see, as booleans or as numbers to add to the scores; no gradient flows into it.
         sink: logit of the sink of each head; None is 0.
-        is_causal: query i sees the keys 0 to i.
+        is_causal: query i sees the keys 0 to i, of which there are as many.
         scaling: factor on the query-key products.
     """
+    kernel, key, value = _kernel(query, key, value, mask)
+    bias = None if mask is None else as_bias(mask, query.dtype)
     out: Tensor = _SinkAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, sink, is_causal, scaling
+        query, key, value, bias, sink, kernel, is_causal, scaling
     )
     return out
 
@@ -58,28 +75,44 @@ def flash_max_shift_attention(
     query: Float[Tensor, "batch heads queries head_dim"],
     key: Float[Tensor, "batch kv_heads keys head_dim"],
     value: Float[Tensor, "batch kv_heads keys head_dim"],
-    bias: Float[Tensor, "#batch #heads #queries keys"] | None,
+    mask: Mask | None,
     *,
     is_causal: bool,
     scaling: float,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
-    """Compute `max_shift` attention on a CPU; arguments as in `flash_sink_attention`."""
+    """Compute `max_shift` attention, by a kernel of its own on CUDA; arguments as in `flash_sink_attention`."""
+    if takes_triton(query):
+        from sparq.attention.triton_max_shift import triton_max_shift_attention
+
+        mask = mask if mask is None or mask.dtype == torch.bool else as_bias(mask, query.dtype)
+        return triton_max_shift_attention(query, key, value, mask, is_causal=is_causal, scaling=scaling)
+    kernel, key, value = _kernel(query, key, value, mask)
+    bias = None if mask is None else as_bias(mask, query.dtype)
     out: Tensor = _MaxShiftAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, is_causal, scaling
+        query, key, value, bias, kernel, is_causal, scaling
     )
     return out
 
 
-def _flash(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scaling: float
-) -> tuple[Tensor, _Rows]:
-    result: tuple[Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, is_causal, attn_mask=bias, scale=scaling
-    )
-    return result
+def as_bias(mask: Mask, dtype: torch.dtype) -> Bias:
+    """Return numbers to add to the scores, -inf where a query may not see a key."""
+    allowed = mask if mask.dtype == torch.bool else may_see(mask)
+    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device) if mask.dtype == torch.bool else mask.to(dtype)
+    return bias.masked_fill(~allowed, float("-inf"))
 
 
-def _scale(out: Tensor, lse: _Rows, logit: Tensor) -> None:
+def _kernel(query: Queries, key: Keys, value: Keys, mask: Tensor | None) -> tuple[FusedKernel, Keys, Keys]:
+    """Return the kernel, and keys and values of as many heads as it wants."""
+    kernel = fused_kernel(query, masked=mask is not None)
+    assert kernel is not None, f"no fused kernel for {query.dtype} on {query.device}"
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and not kernel.has_groups:
+        # Autograd adds the gradients up again.
+        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    return kernel, key, value
+
+
+def _scale(out: Tensor, lse: Rows, logit: Tensor) -> None:
     """Multiply by sigmoid(lse - b), in place and in the type of the output: another type would cost a copy of it."""
     logit = logit.expand_as(lse)
     for rows in _blocks(out):
@@ -89,22 +122,13 @@ def _scale(out: Tensor, lse: _Rows, logit: Tensor) -> None:
 
 def _blocks(out: Float[Tensor, "batch heads queries head_dim"]) -> Iterator[slice]:
     """Yield runs of queries of some `_BLOCK_ROWS` rows, so that what is computed of a run takes next to no memory."""
-    size = max(1, _BLOCK_ROWS // (out.shape[0] * out.shape[1]))
+    block_rows = _BLOCK_ROWS if out.device.type == "cpu" else _DEVICE_BLOCK_ROWS
+    size = max(1, block_rows // (out.shape[0] * out.shape[1]))
     for start in range(0, out.shape[2], size):
         yield slice(start, start + size)
 
 
-def _flash_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, bias: Tensor | None,
-    is_causal: bool, scaling: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, query, key, value, out, lse, 0.0, is_causal, attn_mask=bias, scale=scaling
-    )
-    return gradients
-
-
-def _delta(grad: Tensor, out: Tensor, lse: _Rows) -> _Rows:
+def _delta(grad: Tensor, out: Tensor, lse: Rows) -> Rows:
     """Return rowsum(dO * O) in the type of the lse."""
     delta = torch.empty_like(lse)
     for rows in _blocks(out):
@@ -116,57 +140,63 @@ class _SinkAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, sink: Tensor | None,
-        is_causal: bool, scaling: float,
+        kernel: FusedKernel, is_causal: bool, scaling: float,
     ) -> Tensor:  # fmt: skip
-        out, lse = _flash(query, key, value, bias, is_causal, scaling)
-        logit = torch.zeros((), dtype=lse.dtype) if sink is None else sink.detach().to(lse.dtype)
+        out, lse, state = kernel.forward(query, key, value, bias, is_causal=is_causal, scaling=scaling)
+        logit = torch.zeros((), dtype=lse.dtype, device=lse.device) if sink is None else sink.detach().to(lse.dtype)
         _scale(out, lse, logit)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, bias, sink, out, torch.logaddexp(lse, logit, out=lse))
-            ctx.settings = is_causal, scaling
+            ctx.save_for_backward(query, key, value, sink, out, torch.logaddexp(lse, logit, out=lse), *state)
+            ctx.settings = kernel, is_causal, scaling
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, sink, out, lse = ctx.saved_tensors
-        gradients = _flash_backward(grad, query, key, value, out, lse, bias, *ctx.settings)
+        query, key, value, sink, out, lse, *state = ctx.saved_tensors
+        kernel, is_causal, scaling = ctx.settings
+        gradients = kernel.backward(
+            grad, query, key, value, out, lse, tuple(state), is_causal=is_causal, scaling=scaling
+        )
         grad_sink = None
         if sink is not None and ctx.needs_input_grad[4]:
             # [batch heads queries]
             grad_logit = -torch.exp(sink.to(lse.dtype) - lse) * _delta(grad, out, lse)
             grad_sink = grad_logit.sum(dim=0).sum_to_size(sink.shape).to(sink.dtype)
-        return *gradients, None, grad_sink, None, None
+        return *gradients, None, grad_sink, None, None, None
 
 
 class _MaxShiftAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, is_causal: bool, scaling: float
-    ) -> Tensor:
-        out, lse = _flash(query, key, value, bias, is_causal, scaling)
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None,
+        kernel: FusedKernel, is_causal: bool, scaling: float,
+    ) -> Tensor:  # fmt: skip
+        out, lse, state = kernel.forward(query, key, value, bias, is_causal=is_causal, scaling=scaling)
         logit, argmax = row_max(query, key, bias, is_causal=is_causal, scaling=scaling)
         _scale(out, lse, logit)
         if any(ctx.needs_input_grad):
-            ctx.save_for_backward(query, key, value, bias, out, torch.logaddexp(lse, logit, out=lse), logit, argmax)
-            ctx.settings = is_causal, scaling
+            ctx.save_for_backward(query, key, value, out, torch.logaddexp(lse, logit, out=lse), logit, argmax, *state)
+            ctx.settings = kernel, is_causal, scaling
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, bias, out, lse, logit, argmax = ctx.saved_tensors
-        is_causal, scaling = ctx.settings
-        grad_query, grad_key, grad_value = _flash_backward(grad, query, key, value, out, lse, bias, is_causal, scaling)
+        query, key, value, out, lse, logit, argmax, *state = ctx.saved_tensors
+        kernel, is_causal, scaling = ctx.settings
+        grad_query, grad_key, grad_value = kernel.backward(
+            grad, query, key, value, out, lse, tuple(state), is_causal=is_causal, scaling=scaling
+        )
         # [batch heads queries]
         grad_score = -scaling * torch.exp(logit - lse) * _delta(grad, out, lse)
         _add_through_the_maximum(grad_query, grad_key, query, key, argmax, grad_score.to(query.dtype))
-        return grad_query, grad_key, grad_value, None, None, None
+        return grad_query, grad_key, grad_value, None, None, None, None
 
 
 def _add_through_the_maximum(
     grad_query: Tensor, grad_key: Tensor, query: Tensor, key: Tensor,
-    argmax: Int[Tensor, "batch heads queries"], grad_score: _Rows,
+    argmax: Int[Tensor, "batch heads queries"], grad_score: Rows,
 ) -> None:  # fmt: skip
     """Add grad_score * key[argmax] to the queries' gradient and grad_score * query to that of key[argmax]."""
     batch, heads, queries, head_dim = query.shape

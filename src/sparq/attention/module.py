@@ -4,27 +4,23 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from packaging.version import Version
 from torch import Tensor, nn
 
 from sparq.attention.decode import decode_attention
-from sparq.attention.fused import flash_max_shift_attention, flash_sink_attention
+from sparq.attention.fused import as_bias, flash_max_shift_attention, flash_sink_attention, fused_kernel
 from sparq.attention.gate import HeadGate
-from sparq.attention.reference import Mask, may_see, reference_attention
+from sparq.attention.reference import Mask, reference_attention
 from sparq.attention.spec import AttentionSpec
 
 CHILD = "outlier_free"
 """Name of this module in an attention layer, and so in the names of its weights."""
 
 SHORT = 256
-"""Keys up to which training writes the probabilities out: on a CPU the fused backward costs more than it saves there.
+"""Keys up to which training on a CPU writes the probabilities out: the fused backward costs more than it saves there.
 
 SmolLM2-135M, bfloat16, LoRA, batches of 640 tokens, one thread each side by side: 2.4 s an update fused, 1.8 s written
 out.
 """
-
-# Whether the kernel itself shares a key head among query heads; older ones were not tried.
-_KERNEL_HAS_GROUPS = Version(torch.__version__) >= Version("2.13")
 
 
 class OutlierFreeAttention(nn.Module):
@@ -101,11 +97,11 @@ class OutlierFreeAttention(nn.Module):
             )
         else:
             assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
-            bias = None if mask is None else _as_bias(mask, query.dtype)
             if query.shape[2] == 1:
+                bias = None if mask is None else as_bias(mask, query.dtype)
                 out = decode_attention(query, key, value, bias, self.sink, spec=self.spec, scaling=scaling)
             else:
-                out = self._fused(query, key, value, bias, scaling)
+                out = self._fused(query, key, value, mask, scaling)
             out = out.transpose(1, 2)
         return self.gated(out), probabilities
 
@@ -118,7 +114,7 @@ class OutlierFreeAttention(nn.Module):
         """Tell whether the probabilities are written out: they are asked for, it is faster, or no kernel can do it."""
         if self.recording or self._asked:
             return True
-        if torch.is_grad_enabled() and key.shape[2] <= SHORT:
+        if torch.is_grad_enabled() and key.shape[2] <= SHORT and key.device.type == "cpu":
             return True
         if self.is_softmax:
             return False
@@ -127,7 +123,7 @@ class OutlierFreeAttention(nn.Module):
         if query.shape[2] == 1:
             return torch.is_grad_enabled()
         fusible = self.spec.clip is None and self.spec.normalization in ("softmax1", "learned_sink", "max_shift")
-        return not fusible or query.device.type != "cpu"
+        return not fusible or fused_kernel(query, masked=True) is None
 
     def gated(
         self, output: Float[Tensor, "batch queries heads head_dim"]
@@ -139,21 +135,13 @@ class OutlierFreeAttention(nn.Module):
         return output * gates.to(output.dtype)
 
     def _fused(
-        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float
     ) -> Float[Tensor, "batch heads queries head_dim"]:
-        heads, queries = query.shape[1:3]
-        is_causal = bias is None
+        queries = query.shape[2]
+        is_causal = mask is None
         if is_causal:
             key, value = key[:, :, :queries], value[:, :, :queries]
-        if not _KERNEL_HAS_GROUPS:
-            key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
         if self.spec.normalization == "max_shift":
-            return flash_max_shift_attention(query, key, value, bias, is_causal=is_causal, scaling=scaling)
+            return flash_max_shift_attention(query, key, value, mask, is_causal=is_causal, scaling=scaling)
         sink = None if self.sink is None else self.sink.view(-1, 1)
-        return flash_sink_attention(query, key, value, bias, sink, is_causal=is_causal, scaling=scaling)
-
-
-def _as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    allowed = mask if mask.dtype == torch.bool else may_see(mask)
-    bias = torch.zeros(mask.shape, dtype=dtype, device=mask.device) if mask.dtype == torch.bool else mask.to(dtype)
-    return bias.masked_fill(~allowed, float("-inf"))
+        return flash_sink_attention(query, key, value, mask, sink, is_causal=is_causal, scaling=scaling)
