@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
+# Triton, which transformers imports, decides then whether it compiles its kernels or interprets them.
+os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
+
 from transformers import PreTrainedModel
 
 from model_families import random_model

@@ -32,9 +32,7 @@ _LSE_ALIGNMENT = 32
 """Queries of which the efficient kernel's log-sum-exp has a multiple."""
 
 
-def choose_backend(
-    dtype: torch.dtype, head_dim: int, capability: tuple[int, int], *, masked: bool
-) -> Backend | None:
+def choose_backend(dtype: torch.dtype, head_dim: int, capability: tuple[int, int], *, masked: bool) -> Backend | None:
     """Return the kernel to use, or None if there is none.
 
     If there is one with a mask, there is one without.
@@ -77,7 +75,7 @@ def cuda_kernel(query: Queries, *, masked: bool) -> FusedKernel | None:
         return None
     capability = torch.cuda.get_device_capability(query.device)
     backend = choose_backend(query.dtype, query.shape[-1], capability, masked=masked)
-    return None if backend is None else _KERNELS[backend]
+    return None if backend is None else KERNELS[backend]
 
 
 class FlashKernel:
@@ -138,7 +136,7 @@ class EfficientKernel:
         return grad_query, grad_key, grad_value
 
 
-_KERNELS: dict[Backend, FusedKernel] = {"flash": FlashKernel(), "efficient": EfficientKernel()}
+KERNELS: dict[Backend, FusedKernel] = {"flash": FlashKernel(), "efficient": EfficientKernel()}
 
 
 def align_bias(bias: Bias, rows: tuple[int, ...]) -> Float[Tensor, "batch heads queries keys"]:

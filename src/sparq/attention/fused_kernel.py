@@ -11,7 +11,7 @@ Bias = Float[Tensor, "#batch #heads #queries keys"]
 """Numbers to add to the scores, -inf where a query may not see a key."""
 Rows = Float[Tensor, "batch heads queries"]
 State = tuple[Tensor | None, ...]
-"""What a forward keeps for its backward beside query, key, value, output and log-sum-exp; the bias, if any, is in it."""
+"""What a forward keeps for its backward beside inputs, output and log-sum-exp; the bias, if any, is in it."""
 
 
 class FusedKernel(Protocol):

@@ -1,9 +1,9 @@
 """The Triton kernels of `max_shift`; `sparq.attention.triton_max_shift` has the equations and calls them.
 
-Scores are in base 2, s * log2(e), because exp2 is what the hardware has. A program works on a block of rows of one head.
-Matrices are [rows, HEAD_DIM] with neighboring columns, held as [rows, WIDTH], WIDTH being a power of 2. Strides are
-tuples: batch, head, row; those of a mask: batch, head, query, key. Sizes are heads, groups (query heads of a key head),
-queries, keys.
+Scores are in base 2, s * log2(e), because exp2 is what the hardware has. A program works on a block of rows of one
+head. Matrices are [rows, HEAD_DIM] with neighboring columns, held as [rows, WIDTH], WIDTH being a power of 2. Strides
+are tuples: batch, head, row; those of a mask: batch, head, query, key. Sizes are heads, groups (query heads of a key
+head), queries, keys. What Triton must know when it compiles is in capitals.
 """
 
 import triton
@@ -202,9 +202,7 @@ def key_gradient_kernel(
             row_delta = tl.load(delta + line, mask=rows < queries, other=0.0)
             # Everything is transposed here: [COLUMNS, ROWS].
             products = tl.dot(k, tl.trans(q), input_precision="ieee")
-            scores = _scores(
-                products, rows[None, :], positions, sizes, scale, head_mask, mask_strides, IS_CAUSAL, MASK
-            )
+            scores = _scores(products, rows[None, :], positions, sizes, scale, head_mask, mask_strides, IS_CAUSAL, MASK)
             probabilities = tl.exp2(scores - shift[None, :] - excess[None, :])
             value_accumulator = tl.dot(probabilities.to(do.dtype), do, value_accumulator, input_precision="ieee")
             grad_scores = probabilities * (tl.dot(v, tl.trans(do), input_precision="ieee") - row_delta[None, :])
