@@ -12,7 +12,7 @@ from sparq.attention.triton_max_shift import FORWARD, KEY_GRADIENT, QUERY_GRADIE
 STATISTICS = {"row_max": "*fp32", "log_total": "*fp32", "delta": "*fp32", "argmax": "*i32", "mask": "*u8"}
 
 
-def compile_kernel(kernel: Any, blocks: Blocks, capability: int) -> tuple[int, int]:
+def compile_kernel(kernel: Any, blocks: Blocks, capability: int, *, single: bool) -> tuple[int, int]:
     """Compile for bfloat16, heads of 128 and a boolean mask, as a launch does with well aligned tensors."""
     options = blocks.options()
     constants = {
@@ -31,7 +31,9 @@ def compile_kernel(kernel: Any, blocks: Blocks, capability: int) -> tuple[int, i
                 signature[name], values[(place, 3)] = (*signature[name], "constexpr"), 1
             aligned |= {(place, i): [["tt.divisibility", 16]] for i in range(3)}
         elif name == "sizes":
-            signature[name] = ("i32",) * 4
+            # One head for one key head: Triton takes a 1 for a constant.
+            signature[name] = ("constexpr", "constexpr", "i32", "i32") if single else ("i32",) * 4
+            values |= {(place, i): 1 for i in range(2) if single}
         elif name == "scale":
             signature[name] = "fp32"
         else:
@@ -41,10 +43,10 @@ def compile_kernel(kernel: Any, blocks: Blocks, capability: int) -> tuple[int, i
     return compiled.metadata.shared, len(compiled.asm["cubin"])
 
 
-for capability in (80, 90):
+for capability, single in ((80, False), (90, True)):
     for kernel, blocks in (
         (triton_kernels.forward_kernel, FORWARD),
         (triton_kernels.query_gradient_kernel, QUERY_GRADIENT),
         (triton_kernels.key_gradient_kernel, KEY_GRADIENT),
     ):
-        print(capability, kernel.__name__, *compile_kernel(kernel, blocks[2], capability))
+        print(capability, kernel.__name__, *compile_kernel(kernel, blocks[2], capability, single=single))
