@@ -12,8 +12,8 @@ from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_map
 from sparq.errors import SparqError
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty
 from sparq.recipes.model_sections import (
-    FRAMEWORKS,
     ALL_SCHEMES,
+    FRAMEWORKS,
     EvaluateConfig,
     ModelConfig,
     QuantizeConfig,
@@ -23,8 +23,8 @@ from sparq.recipes.model_sections import (
 from sparq.recipes.speech_sections import PrepareConfig, SourceConfig, UnitsConfig, VocabConfig
 
 __all__ = [
-    "FRAMEWORKS",
     "ALL_SCHEMES",
+    "FRAMEWORKS",
     "EvaluateConfig",
     "ModelConfig",
     "PrepareConfig",
