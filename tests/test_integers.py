@@ -44,6 +44,10 @@ def test_grouped_products_are_those_of_wide_integers(tokens: int, groups: int, s
     left, right = integers_between(-128, 127, tokens, groups * size), integers_between(-128, 127, 6, groups * size)
     slow = torch.einsum("tgs,ogs->gto", left.view(tokens, groups, size).long(), right.view(6, groups, size).long())
     assert torch.equal(grouped_product(left, right, groups).long(), slow)
+    if groups * size % 2 == 0 and groups * size > 2:
+        small = right >> 4
+        product = grouped_product(left, pack_halves(small), groups, halves=True)
+        assert torch.equal(product, grouped_product(left, small, groups))
 
 
 def test_the_largest_sums_fit() -> None:
