@@ -135,14 +135,14 @@ def _decoder(model: PreTrainedModel, ids: Tensor, *, compiled: bool) -> Callable
         def decode() -> object:
             with torch.no_grad():
                 output = model(ids[:, :1], past_key_values=growing, use_cache=True)
-            growing.crop(-1)  # type: ignore[no-untyped-call]
+            growing.crop(-1)
             return output
 
         return decode
     fixed = StaticCache(config=model.config, max_cache_len=length + 1)
     with torch.no_grad():
         model(ids, past_key_values=fixed, use_cache=True, logits_to_keep=1)
-    forward = torch.compile(model, dynamic=False)
+    forward: Callable[..., object] = torch.compile(model, dynamic=False)
 
     def decode_compiled() -> object:
         for layer in fixed.layers:
