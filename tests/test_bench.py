@@ -1,13 +1,23 @@
 """The benchmark's arithmetic on a clock of its own, its memory on known allocations, and its table."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
-from sparq.bench import AttentionCase, bench_attention, default_cases, interleave
+from sparq.bench import (
+    AttentionCase,
+    bench_attention,
+    bench_quantization,
+    default_cases,
+    interleave,
+    scheme_named,
+)
 from sparq.bench.memory import peak_bytes
 from sparq.cli.main import main
+from sparq.errors import SparqError
 
 
 def test_ratios_are_within_rounds() -> None:
@@ -102,3 +112,28 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["bench", "attention", *wrong]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_precisions_against_bfloat16(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
+    tiny_llama.save_pretrained(tmp_path)
+    rows = list(bench_quantization(str(tmp_path), ["float32", "w8a8", "w8a16-e8"], length=20, rounds=3))
+    assert [row.work for row in rows] == ["decode"] * 4 + ["prefill"] * 4
+    assert [row.precision for row in rows[:4]] == ["bfloat16", "float32", "w8a8", "w8a16-e8"]
+    assert all(row.time.median > 0 for row in rows)
+    weights = {row.precision: row.weights for row in rows}
+    assert weights["w8a16-e8"] < weights["w8a8"] < weights["bfloat16"] < weights["float32"]
+    assert weights["float32"] == 4 * sum(p.numel() for p in tiny_llama.parameters()) + 2 * 4 * 4  # rotary frequencies
+
+
+def test_names_of_precisions() -> None:
+    scheme = scheme_named("w4a16-g64-e8")
+    assert (scheme.weight_bits, scheme.activation_bits, scheme.group_size, scheme.embedding_bits) == (4, 16, 64, 8)
+    assert scheme_named("w8a8").embedding_bits == 16
+    for name in ("w8", "w8a8-g", "w8a8e8", "float16"):
+        with pytest.raises(SparqError, match=f"'{name}' is not a precision: expected bfloat16 or float32, or for"):
+            scheme_named(name)
+    with pytest.raises(SparqError, match="weight_bits is 9"):
+        scheme_named("w9a8")
+    assert main(["bench", "quantization", "--rounds", "2"]) == 2
+    assert main(["bench", "quantization", "--work", "train"]) == 2
+    assert main(["bench", "quantisation"]) == 2

@@ -44,6 +44,10 @@ def test_grouped_products_are_those_of_wide_integers(tokens: int, groups: int, s
     left, right = integers_between(-128, 127, tokens, groups * size), integers_between(-128, 127, 6, groups * size)
     slow = torch.einsum("tgs,ogs->gto", left.view(tokens, groups, size).long(), right.view(6, groups, size).long())
     assert torch.equal(grouped_product(left, right, groups).long(), slow)
+    if groups * size % 2 == 0 and groups * size > 2:
+        small = right >> 4
+        product = grouped_product(left, pack_halves(small), groups, halves=True)
+        assert torch.equal(product, grouped_product(left, small, groups))
 
 
 def test_the_largest_sums_fit() -> None:
@@ -102,6 +106,7 @@ def as_integers_would(layer: QuantizedLinear, x: Tensor) -> Tensor:
         {"method": "smoothquant", "dtype": torch.bfloat16},
         {"weight_bits": 4, "activation_bits": 4, "group_size": 16, "activation_symmetric": False},
         {"weight_bits": 3, "weight_symmetric": False, "activation_granularity": "tensor"},
+        {"method": "rotation", "weight_bits": 4, "activation_bits": 4, "activation_clip": 0.8},
     ],
 )
 def test_logits_are_those_of_exact_accumulators_bit_for_bit(
@@ -179,17 +184,22 @@ def test_four_bit_weights_alone_are_close_to_exact(group_size: int | None, symme
     assert (WeightOnly4(layer)(x).float() - exact).norm() <= 0.005 * exact.norm()
 
 
-def test_weight_only_models_divide_their_input_and_follow_the_simulation() -> None:
-    for family, bits in (("opt_350m", 8), ("qwen2", 8), ("llama", 4)):
-        config = FAMILIES[family]().config
-        config.update({"intermediate_size": 64, "ffn_dim": 64})
-        model = type(FAMILIES[family]())(config).eval().to(torch.bfloat16)
-        ids = torch.randint(3, 96, (2, 12))
-        quantized = quantize(model, [ids], method="smoothquant", weight_bits=bits, activation_bits=16)
-        with torch.no_grad():
-            simulated = quantized(ids).logits.float()
-            fast = to_integers(quantized)(ids).logits.float()
-        assert (fast - simulated).norm() < 0.02 * simulated.norm(), family
+@pytest.mark.parametrize(
+    ("family", "method", "bits"),
+    [("opt_350m", "smoothquant", 8), ("qwen2", "smoothquant", 8), ("llama", "rtn", 4), ("llama", "rotation", 4)],
+)
+def test_weight_only_models_transform_their_input_and_follow_the_simulation(
+    family: str, method: str, bits: int
+) -> None:
+    made = FAMILIES[family]()
+    made.config.update({"intermediate_size": 64, "ffn_dim": 64})
+    model = type(made)(made.config).eval().to(torch.bfloat16)
+    ids = torch.randint(3, 96, (2, 12))
+    quantized = quantize(model, [ids], method=method, weight_bits=bits, activation_bits=16)
+    with torch.no_grad():
+        simulated = quantized(ids).logits.float()
+        fast = to_integers(quantized)(ids).logits.float()
+    assert (fast - simulated).norm() < 0.02 * simulated.norm()
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -2,5 +2,18 @@
 
 from sparq.bench.attention import PASSES, AttentionCase, Measured, bench_attention, default_cases
 from sparq.bench.interleaved import Ratio, interleave
+from sparq.bench.quantization import QuantizationSpeed, bench_quantization, scheme_named, weight_bytes
 
-__all__ = ["PASSES", "AttentionCase", "Measured", "Ratio", "bench_attention", "default_cases", "interleave"]
+__all__ = [
+    "PASSES",
+    "AttentionCase",
+    "Measured",
+    "QuantizationSpeed",
+    "Ratio",
+    "bench_attention",
+    "bench_quantization",
+    "default_cases",
+    "interleave",
+    "scheme_named",
+    "weight_bytes",
+]

@@ -16,13 +16,20 @@ _LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 def add_commands(commands: Any) -> None:
     """Add the subcommand."""
-    parser = commands.add_parser(
-        "bench",
-        help="compare the speed of attentions with PyTorch's own",
+    parser = commands.add_parser("bench", help="compare the speed of attentions, or of precisions", description=__doc__)
+    kinds = parser.add_subparsers(metavar="WHAT", required=True)
+    parser.set_defaults(commands=kinds.choices)
+    _add_attention(kinds)
+    _add_quantization(kinds)
+
+
+def _add_attention(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "attention",
+        help="attentions against PyTorch's own",
         description="Compare attentions with scaled_dot_product_attention: one layer, the same inputs, run in turn in "
         "one process. Prints Markdown: time and peak memory by the baseline's, median and quartiles over rounds.",
     )
-    parser.add_argument("what", metavar="attention", choices=["attention"], help="what to compare: attention")
     parser.add_argument("--dtypes", metavar="NAME", nargs="+", default=["float32", "bfloat16"], help="types")
     parser.add_argument("--passes", metavar="NAME", nargs="+", default=list(_PASSES), help="what is run")
     parser.add_argument(
@@ -33,13 +40,72 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="how often each runs, 3 or more")
     parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, or cuda")
-    parser.set_defaults(handler=bench, parser=parser)
+    parser.set_defaults(handler=bench_attentions, parser=parser)
 
 
-def bench(arguments: argparse.Namespace) -> None:
-    """Print a table."""
-    if arguments.rounds < 3:
-        raise SparqError(f"--rounds is {arguments.rounds}: quartiles need at least 3")
+def _add_quantization(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "quantization",
+        help="a model computing with integers against the same in bfloat16",
+        description="Compare precisions of a whole model, on a CPU, run in turn in one process: one token over a "
+        "cache, and a prompt. Prints Markdown: time by that of bfloat16, median and quartiles over rounds.",
+    )
+    parser.add_argument("--model", metavar="MODEL", default="pretrained:smollm2-135m", help="what load_model takes")
+    parser.add_argument(
+        "--precisions",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="float32, or names like w8a8, w4a16-g64, w4a16-g64-e8: bits of weights and activations, size of groups, "
+        "bits of embedding and head (default: those of docs/benchmarks.md)",
+    )
+    parser.add_argument("--length", metavar="N", type=positive, default=256, help="tokens of the prompt and the cache")
+    parser.add_argument("--work", metavar="NAME", nargs="+", default=["decode", "prefill"], help="decode, prefill")
+    parser.add_argument("--compile", action="store_true", help="run the models by torch.compile (needs a C++ compiler)")
+    parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="how often each runs, 3 or more")
+    parser.set_defaults(handler=bench_precisions, parser=parser)
+
+
+def bench_precisions(arguments: argparse.Namespace) -> None:
+    """Print a table of precisions."""
+    _check_rounds(arguments.rounds)
+    for name in arguments.work:
+        if name not in ("decode", "prefill"):
+            raise unknown("work", name, ("decode", "prefill"))
+    import torch
+
+    from sparq.bench import bench_quantization
+    from sparq.bench.quantization import DEFAULT_PRECISIONS
+
+    print(_machine(torch.device("cpu")) + (", compiled" if arguments.compile else ", not compiled"))
+    print("\n| work | precision | speed | time | quartiles | ms | weights, MB | peak of a call, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = bench_quantization(
+        arguments.model,
+        arguments.precisions or DEFAULT_PRECISIONS,
+        length=arguments.length,
+        rounds=arguments.rounds,
+        compiled=arguments.compile,
+        work=arguments.work,
+    )
+    for row in rows:
+        peak = "" if row.peak is None else f"{row.peak / 1e6:.0f}"
+        time = row.time
+        print(
+            f"| {row.work} {arguments.length} | {row.precision} | {1 / time.median:.2f} | {time.median:.3f} | "
+            f"{time.low:.3f} to {time.high:.3f} | {1000 * time.seconds:.1f} | {row.weights / 1e6:.0f} | {peak} |",
+            flush=True,
+        )
+
+
+def _check_rounds(rounds: int) -> None:
+    if rounds < 3:
+        raise SparqError(f"--rounds is {rounds}: quartiles need at least 3")
+
+
+def bench_attentions(arguments: argparse.Namespace) -> None:
+    """Print a table of attentions."""
+    _check_rounds(arguments.rounds)
     for name in arguments.dtypes:
         if name not in _DTYPES:
             raise unknown("dtype", name, _DTYPES)

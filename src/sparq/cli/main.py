@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from sparq.cli import apply, bench, convert, demo, doctor, outliers, pipeline, pretrained
+from sparq.cli import apply, bench, convert, demo, doctor, export, outliers, pipeline, pretrained
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, outliers, doctor, convert, bench, pretrained)
+_GROUPS = (pipeline, demo, apply, outliers, doctor, convert, export, bench, pretrained)
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -79,13 +79,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = build_parser()
     # Commands and options are checked here first: argparse would list all commands instead of the nearest,
     # and for a misspelled option it would say that the right one is missing.
-    commands: dict[str, Parser] = parser.get_default("commands")
-    place = next((index for index, text in enumerate(argv) if not text.startswith("-")), len(argv))
-    parser.check_options(argv[:place])
-    if place < len(argv):
-        if argv[place] not in commands:
-            raise unknown("command", argv[place], commands)
-        commands[argv[place]].check_options(argv[place + 1 :])
+    level, rest = parser, argv
+    while commands := level.get_default("commands"):
+        place = next((index for index, text in enumerate(rest) if not text.startswith("-")), len(rest))
+        level.check_options(rest[:place])
+        if place == len(rest):
+            break
+        if rest[place] not in commands:
+            raise unknown("command", rest[place], commands)
+        level, rest = commands[rest[place]], rest[place + 1 :]
+    else:
+        level.check_options(rest)
     return parser.parse_strictly(argv)
 
 

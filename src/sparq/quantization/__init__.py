@@ -1,5 +1,6 @@
 """Post-training quantization of causal LMs: simulated with exact integer semantics, or computed with integers."""
 
+from sparq.quantization.export import export_compressed_tensors
 from sparq.quantization.integers import to_integers
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.quantize import quantize, scheme_of
@@ -9,6 +10,7 @@ from sparq.quantization.storage import load_quantized, save_quantized
 __all__ = [
     "QuantizationScheme",
     "QuantizedLinear",
+    "export_compressed_tensors",
     "load_quantized",
     "quantize",
     "save_quantized",

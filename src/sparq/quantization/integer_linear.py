@@ -8,7 +8,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from sparq.quantization.linear import QuantizedLinear
-from sparq.quantization.products import correct_zero_points, grouped_product, pack_halves, unpack_halves
+from sparq.quantization.products import correct_zero_points, grouped_product, pack_halves
 from sparq.quantization.quantizer import split_groups
 from sparq.quantization.scales import KeepsScales
 
@@ -69,19 +69,18 @@ class IntegerLinear(KeepsScales):
 
     def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return the layers' outputs, one after the other, in the type of `x`."""
-        accumulators, scale = self._accumulate(x)
-        if len(accumulators) == 1:
-            output = accumulators[0] * self.weight_scale
-        else:
-            output = (accumulators * self.weight_scale.unsqueeze(1)).sum(0)
-        output = output * scale
+        left, scale, zero_point = self._quantized(x)
+        # In place, for a new tensor of so many numbers costs as much as the arithmetic on it.
+        scaled = self._accumulated(left, zero_point).float().mul_(self.weight_scale.unsqueeze(1))
+        output = (scaled[0] if len(scaled) == 1 else scaled.sum(0)).mul_(scale)
         if self.bias is not None:
-            output = output + self.bias
+            output = output.add_(self.bias)
         return output.to(x.dtype).reshape(*x.shape[:-1], -1)
 
     def accumulators(self, x: Float[Tensor, "*tokens inputs"]) -> Int32[Tensor, "groups _ outputs"]:
         """Return the exact sums of integer products, less zero points, for all tokens."""
-        return self._accumulate(x)[0]
+        left, _, zero_point = self._quantized(x)
+        return self._accumulated(left, zero_point)
 
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
@@ -89,12 +88,14 @@ class IntegerLinear(KeepsScales):
         stored = "two weights a byte" if self.halves else "one weight a byte"
         return f"{self.inputs.in_features}, {outputs}, {stored}, groups={groups}"
 
-    def _accumulate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return integers [tokens, inputs], and scale and zero point [tokens or 1, 1]."""
         integers, scale, zero_point = self.inputs.input_integers(x)
-        left = integers.reshape(-1, self.inputs.in_features)  # [tokens, inputs]
-        right = unpack_halves(self.weight) if self.halves else self.weight
-        product = grouped_product(left, right, len(self.weight_scale))
-        if zero_point is not None or self.weight_zero_point is not None:
-            zero_point = None if zero_point is None else zero_point.reshape(-1, 1)
-            product = correct_zero_points(product, left, zero_point, self.weight_sums, self.weight_zero_point)
-        return product, scale.reshape(-1, 1)
+        left = integers.reshape(-1, self.inputs.in_features)
+        return left, scale.reshape(-1, 1), None if zero_point is None else zero_point.reshape(-1, 1)
+
+    def _accumulated(self, left: Tensor, zero_point: Tensor | None) -> Tensor:
+        product = grouped_product(left, self.weight, len(self.weight_scale), halves=self.halves)
+        if zero_point is None and self.weight_zero_point is None:
+            return product
+        return correct_zero_points(product, left, zero_point, self.weight_sums, self.weight_zero_point)

@@ -12,21 +12,22 @@ DIAGONAL_ROWS = 64
 
 
 def pack_halves(integers: Int8[Tensor, "rows columns"]) -> Int8[Tensor, "rows bytes"]:
-    """Return integers of 4 bits, two a byte: column j in the low half, column j + columns / 2 in the high one.
+    """Return integers of 4 bits, two a byte: column j plus 8 in the low half, column j + columns / 2 in the high one.
 
-    Neighbors in a byte are far apart in the row, so that each half of a row is unpacked by one shift of whole vectors.
+    Neighbors in a byte are far apart in the row, so each half of a row is unpacked by one operation on whole vectors,
+    and each can be multiplied without the other.
 
     Args:
         integers: each in [-8, 7]; an even number of columns.
     """
     assert integers.shape[1] % 2 == 0, "two integers a byte"
     low, high = integers.chunk(2, dim=1)
-    return (low & 15) | (high << 4)
+    return (low + 8) | (high << 4)
 
 
 def unpack_halves(packed: Int8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows columns"]:
     """Return what `pack_halves` was given."""
-    return torch.cat(((packed << 4) >> 4, packed >> 4), dim=-1)
+    return torch.cat(((packed & 15) - 8, packed >> 4), dim=-1)
 
 
 def require_exact_products(bits: int) -> None:
@@ -47,7 +48,7 @@ def require_exact_products(bits: int) -> None:
 
 
 def grouped_product(
-    left: Int8[Tensor, "tokens inputs"], right: Int8[Tensor, "outputs inputs"], groups: int
+    left: Int8[Tensor, "tokens inputs"], right: Int8[Tensor, "outputs _"], groups: int, *, halves: bool = False
 ) -> Int32[Tensor, "groups tokens outputs"]:
     """Return sum over each group of consecutive inputs of left * right, exact in int32.
 
@@ -57,23 +58,41 @@ def grouped_product(
     group by group.
 
     Args:
-        left: activations.
-        right: weights; rows of consecutive numbers, which is the layout that is fastest for one token.
-        groups: divides the number of inputs.
+        left: activations, one row after the other in memory.
+        right: weights, [outputs, inputs], or what `pack_halves` made of them; row after row in memory, which is the
+            layout that is fastest for one token.
+        groups: divides the number of inputs, and is smaller.
+        halves: the weights are packed.
     """
     tokens, inputs = left.shape
+    assert left.is_contiguous(), "the kernel is told strides"
     if groups == 1:
-        # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
-        # anything and says nothing (pytorch issue 195066).
-        left = left.as_strided((tokens, inputs), (inputs, 1))
-        return torch._int_mm(left, right.t()).unsqueeze(0)
+        return _product(left, right, halves=halves).unsqueeze(0)
     if tokens * groups <= DIAGONAL_ROWS:
         own = torch.eye(groups, dtype=torch.int8, device=left.device).reshape(groups, 1, groups, 1)
         rows = (split_groups(left, groups) * own).reshape(groups * tokens, inputs)
-        return torch._int_mm(rows, right.t()).reshape(groups, tokens, -1)
+        return _product(rows, right, halves=halves).reshape(groups, tokens, -1)
+    weight = unpack_halves(right) if halves else right
     size = inputs // groups
-    parts = [slice(start, start + size) for start in range(0, inputs, size)]
-    return torch.stack([torch._int_mm(left[:, part], right[:, part].t()) for part in parts])
+    starts = range(0, inputs, size)
+    return torch.stack([_columns(left, start, size, weight[:, start : start + size]) for start in starts])
+
+
+def _product(left: Tensor, right: Tensor, *, halves: bool) -> Tensor:
+    inputs = left.shape[1]
+    if not halves:
+        return _columns(left, 0, inputs, right)
+    half = inputs // 2
+    product = _columns(left, 0, half, right & 15) + _columns(left, half, half, right >> 4)
+    return product - 8 * left[:, :half].sum(1, keepdim=True, dtype=torch.int32)
+
+
+def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
+    # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
+    # anything and says nothing (pytorch issue 195066); so the strides are spelled out.
+    assert size > 1, "the kernel leaves its output as it found it for sums of one product"
+    columns = left[:, start : start + size].as_strided((len(left), size), (left.shape[1], 1))
+    return torch._int_mm(columns, right.t())
 
 
 def correct_zero_points(

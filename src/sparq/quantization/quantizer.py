@@ -144,4 +144,4 @@ def _asymmetric_integers(x: Tensor, scale: Tensor, zero_point: Tensor, bits: int
 
 def usable_scale(scale: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Return the scale, 1 where it is too small to divide by."""
-    return torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale)
+    return scale.masked_fill(scale < SMALLEST_SCALE, 1.0)

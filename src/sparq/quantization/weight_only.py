@@ -39,13 +39,12 @@ class WeightOnly8(nn.Module):
         weight: int8 [outputs, inputs].
         weight_scale: bfloat16 [outputs].
         bias: bfloat16 [outputs], or None.
-        input_scale: float32 [inputs], divides the input; None divides by nothing.
+        inputs: a layer of no outputs that transforms the input.
     """
 
     weight: Tensor
     weight_scale: Tensor
     bias: Tensor | None
-    input_scale: Tensor | None
 
     def __init__(self, layer: QuantizedLinear) -> None:
         """Take over the integers of a layer with symmetric weights and one scale a row; the tensor is shared."""
@@ -57,11 +56,11 @@ class WeightOnly8(nn.Module):
         self.register_buffer("weight", layer.weight)
         self.register_buffer("weight_scale", layer.weight_scale.squeeze(1).bfloat16())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.bfloat16())
-        self.register_buffer("input_scale", layer.input_scale)
+        self.inputs = layer.without_outputs()
 
     def forward(self, x: BFloat16[Tensor, "*tokens inputs"]) -> BFloat16[Tensor, "*tokens outputs"]:
         """Return the layer's output."""
-        rows = _rows(x, self.input_scale)
+        rows = _rows(x, self.inputs)
         if len(rows) <= FEW_TOKENS:
             output = torch._weight_int8pack_mm(rows, self.weight, self.weight_scale)
         else:
@@ -81,13 +80,12 @@ class WeightOnly4(nn.Module):
         scales_and_zeros: bfloat16 [groups, outputs, 2].
         group: inputs of one group.
         bias: bfloat16 [outputs], or None.
-        input_scale: float32 [inputs], divides the input; None divides by nothing.
+        inputs: a layer of no outputs that transforms the input.
     """
 
     packed: Tensor
     scales_and_zeros: Tensor
     bias: Tensor | None
-    input_scale: Tensor | None
 
     def __init__(self, layer: QuantizedLinear) -> None:
         """Take over the integers of a layer of at most 4 bits; a larger group becomes several equal ones."""
@@ -106,20 +104,19 @@ class WeightOnly4(nn.Module):
         self.register_buffer("packed", packed)
         self.register_buffer("scales_and_zeros", both.transpose(0, 1).contiguous().bfloat16())
         self.register_buffer("bias", None if layer.bias is None else layer.bias.bfloat16())
-        self.register_buffer("input_scale", layer.input_scale)
+        self.inputs = layer.without_outputs()
 
     def forward(self, x: BFloat16[Tensor, "*tokens inputs"]) -> BFloat16[Tensor, "*tokens outputs"]:
         """Return the layer's output."""
-        rows = _rows(x, self.input_scale)
+        rows = _rows(x, self.inputs)
         output = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, self.packed, self.group, self.scales_and_zeros)
         return _finished(output, self.bias, x)
 
 
-def _rows(x: Tensor, input_scale: Tensor | None) -> Tensor:
+def _rows(x: Tensor, inputs: QuantizedLinear) -> Tensor:
     # A kernel of another type would run without vectors, hundreds of times slower.
     assert x.dtype == torch.bfloat16, f"the kernels are fast for bfloat16 alone, not {x.dtype}"
-    rows = x.reshape(-1, x.shape[-1])
-    return rows if input_scale is None else (rows / input_scale).to(x.dtype)
+    return inputs.seen(x).to(x.dtype).reshape(-1, x.shape[-1])
 
 
 def _finished(output: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
