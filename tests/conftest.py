@@ -33,6 +33,11 @@ def whisper_folder() -> Path:
 
 
 @pytest.fixture
+def voice_encoder_folder() -> Path:
+    return _pretrained("voice-encoder")
+
+
+@pytest.fixture
 def human_data() -> Path:
     folder = os.environ.get("SPARQ_HUMAN_DATA")
     if not folder or not Path(folder).is_dir():

@@ -2,10 +2,13 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sparq.cli.arguments import add_model, positive
+from sparq.cli.arguments import add_model, add_vocoder, positive
 from sparq.errors import SparqError
+
+if TYPE_CHECKING:
+    from sparq.recipes.speech_out import Spoken
 
 
 def add_commands(commands: Any) -> None:
@@ -22,7 +25,8 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "continue",
         help="continue a text, or speech as units, with a trained model",
-        description="Continue a text, or the units of a recording, and print the continuation.",
+        description="Continue a text, or a recording, and print the continuation; speech as units, or with --out as"
+        " sound.",
     )
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--text", metavar="TEXT", help="text to continue (default: none, then --audio is needed)")
@@ -34,6 +38,13 @@ def add_commands(commands: Any) -> None:
     )
     add_model(parser)
     parser.add_argument("--max-new", metavar="N", type=positive, default=50, help="most new pieces")
+    parser.add_argument(
+        "--out",
+        metavar="FILE.wav",
+        type=Path,
+        help="with --audio, write the continuation as sound, a new file (default: print its units)",
+    )
+    add_vocoder(parser, "that of the recording")
     parser.set_defaults(handler=continue_prompt, parser=parser)
 
 
@@ -53,10 +64,18 @@ def continue_prompt(arguments: argparse.Namespace) -> None:
     check_model(arguments.model)
     if arguments.audio is not None:
         check_recordings([arguments.audio])
+    for option in ("out", "vocoder", "voice"):
+        if getattr(arguments, option) is not None and (arguments.audio is None or arguments.out is None):
+            raise SparqError(f"--{option} is for sound: give --audio and --out with it")
     from sparq.recipes.apply import continue_audio, continue_text
 
-    options = {"model": arguments.model, "precision": arguments.precision, "max_new": arguments.max_new}
-    if arguments.audio is not None:
+    options: dict[str, Any] = {"model": arguments.model, "precision": arguments.precision, "max_new": arguments.max_new}
+    if arguments.out is not None:
+        from sparq.recipes.speech_out import continue_speech
+
+        options |= {"vocoder": arguments.vocoder, "voice": arguments.voice}
+        print_spoken(continue_speech(file=arguments.audio, out=arguments.out, **options))
+    elif arguments.audio is not None:
         print(continue_audio(file=arguments.audio, **options))
     else:
         print(continue_text(text=arguments.text, **options))
@@ -75,3 +94,11 @@ def check_recordings(files: list[Path]) -> None:
             raise SparqError(f"no such file: {file}")
         if file.is_dir():
             raise SparqError(f"{file} is a folder: expected a recording")
+
+
+def print_spoken(spoken: "Spoken") -> None:
+    """Print the file and how long it took."""
+    print(
+        f"{spoken.path}: {spoken.seconds:.2f} s of speech in {spoken.made:.2f} s, the first of it after"
+        f" {spoken.first_audio:.2f} s"
+    )

@@ -114,6 +114,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_vocoder(parser: argparse.ArgumentParser, default_voice: str) -> None:
+    """Add the vocoder and the voice."""
+    parser.add_argument(
+        "--vocoder",
+        metavar="DIR",
+        type=Path,
+        help="a vocoder of the model's units (default: the demo's, which the package carries)",
+    )
+    parser.add_argument(
+        "--voice",
+        metavar="FILE",
+        type=Path,
+        help=f"a recording of the voice to speak with (default: {default_voice})",
+    )
+
+
 def _schemes() -> tuple[str, ...]:
     from sparq.recipes.recipe import ALL_SCHEMES
 

@@ -1,7 +1,7 @@
 """Measurements: perplexity, recognition, synthesis of units, outliers."""
 
 from sparq.evaluation.attention_maps import HeadMaps, head_maps, most_sinky_head, token_norms
-from sparq.evaluation.generation import generate_targets
+from sparq.evaluation.generation import generate_targets, stream_target
 from sparq.evaluation.outeffhop import OutEffHopOutliers
 from sparq.evaluation.outlier_report import OutlierReport
 from sparq.evaluation.outliers import measure_outliers
@@ -25,6 +25,7 @@ __all__ = [
     "most_sinky_head",
     "prose_perplexity",
     "removed_mass",
+    "stream_target",
     "task_perplexity",
     "token_norms",
     "unit_errors",

@@ -1,4 +1,4 @@
-"""TTS before there is a vocoder: error rate of the generated units."""
+"""TTS without sound: error rate of the generated units."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

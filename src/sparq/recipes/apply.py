@@ -28,7 +28,12 @@ class Transcript:
     text: str
 
 
-def _load(folder: Path, precision: str) -> tuple[SpeechLM, PreTrainedModel]:
+def load_model(folder: Path, precision: str) -> tuple[SpeechLM, PreTrainedModel]:
+    """Load a model folder, and the network to run: the trained one, or the run's quantized one.
+
+    Raises:
+        SparqError: the folder is damaged, or the run has no model of that precision.
+    """
     speechlm = load_speechlm(folder)
     if precision == "full":
         return speechlm, speechlm.model
@@ -72,7 +77,7 @@ def transcribe(*, model: Path, files: Sequence[Path], precision: str = "full", m
     Raises:
         SparqError: a file or the model is not fit for it; nothing is transcribed then.
     """
-    speechlm, network = _load(model, precision)
+    speechlm, network = load_model(model, precision)
     prompts = [prompt_ids(speechlm.vocabulary, "asr", units=units) for units in encode_recordings(speechlm, files)]
     generated = generate_targets(network, speechlm.vocabulary, prompts, max_new_tokens=max_new)
     return [
@@ -87,7 +92,7 @@ def continue_text(*, model: Path, text: str, precision: str = "full", max_new: i
     Raises:
         SparqError: the text has letters of other scripts.
     """
-    speechlm, network = _load(model, precision)
+    speechlm, network = load_model(model, precision)
     vocabulary = speechlm.vocabulary
     prompt = (*prompt_ids(vocabulary, "textlm"), *vocabulary.encode_text(normalize_text(text)))
     (ids,) = generate_targets(network, vocabulary, [prompt], max_new_tokens=max_new)
@@ -97,9 +102,9 @@ def continue_text(*, model: Path, text: str, precision: str = "full", max_new: i
 def continue_audio(*, model: Path, file: Path, precision: str = "full", max_new: int = 50) -> str:
     """Return the units that the model puts after a recording's, separated by spaces.
 
-    There is no vocoder yet that could make them audible.
+    `sparq.recipes.speech_out.continue_speech` makes them audible.
     """
-    speechlm, network = _load(model, precision)
+    speechlm, network = load_model(model, precision)
     vocabulary = speechlm.vocabulary
     (units,) = encode_recordings(speechlm, [file])
     prompt = (*prompt_ids(vocabulary, "speechlm"), *vocabulary.encode_units(units))

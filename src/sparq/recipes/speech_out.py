@@ -1,0 +1,225 @@
+"""Sound from a trained SpeechLM: text spoken, recordings spoken anew or continued."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from sparq.adaptation import SpeechLM
+from sparq.audio import check_new_wav, normalize_text, read_waveform, write_wav
+from sparq.errors import SparqError
+from sparq.evaluation import stream_target
+from sparq.recipes.apply import MAX_SECONDS, encode_recordings, load_model
+from sparq.recipes.speech_steps import feature_spec
+from sparq.tokens import JointVocabulary, prompt_ids
+from sparq.types import SAMPLE_RATE, Seconds
+from sparq.units import encode_waveforms, load_extractor
+from sparq.vocoder.speaker import load_speaker_encoder
+from sparq.vocoder.storage import Vocoder, load_vocoder
+from sparq.vocoder.streaming import DurationStream, FrameStream, stream_speech
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spoken:
+    """A sound file that was made.
+
+    Attributes:
+        path: the file.
+        seconds: how long it lasts.
+        first_audio: seconds from the model's first work on it to the first samples.
+        made: seconds until all samples were there.
+    """
+
+    path: Path
+    seconds: Seconds
+    first_audio: Seconds
+    made: Seconds
+
+
+def speak(
+    *,
+    model: Path,
+    text: str,
+    out: Path,
+    vocoder: Path | None = None,
+    voice: Path | None = None,
+    precision: str = "full",
+    max_new: int = 300,
+) -> Spoken:
+    """Let a model say a text.
+
+    The model writes units, greedily; the vocoder makes samples of them while it is still writing.
+
+    Args:
+        model: a model folder, `RUN/models/FRAMEWORK`.
+        text: what to say.
+        out: the WAV file to write.
+        vocoder: a vocoder of the model's units; None takes the one that the package carries.
+        voice: a recording of the voice to speak with; None takes the vocoder's default voice.
+        precision: `full`, or a scheme for which the run holds a quantized model.
+        max_new: most pieces that the model writes; the papers' 300.
+
+    Raises:
+        SparqError: the text is empty or not Latin, the vocoder speaks other units, `out` exists, or the model says
+            nothing.
+    """
+    check_new_wav(out)
+    normalized = normalize_text(text)
+    if not normalized:
+        raise SparqError(f"text {text!r} has nothing to say: write words in Latin script")
+    speechlm, network = load_model(model, precision)
+    loaded = vocoder_for(speechlm, vocoder)
+    speaker = speaker_vector(loaded, voice)
+    prompt = prompt_ids(speechlm.vocabulary, "tts", text=normalized)
+    ids = stream_target(network, speechlm.vocabulary, prompt, max_new_tokens=max_new)
+    portions = units_of(speechlm.vocabulary, ids, dedup=is_deduplicated(speechlm))
+    return _write(out, speech(loaded, portions, speaker, dedup=is_deduplicated(speechlm)))
+
+
+def continue_speech(
+    *,
+    model: Path,
+    file: Path,
+    out: Path,
+    vocoder: Path | None = None,
+    voice: Path | None = None,
+    precision: str = "full",
+    max_new: int = 50,
+) -> Spoken:
+    """Write what the model says after a recording, in the recording's voice unless another is given.
+
+    Raises:
+        SparqError: as `speak`, or the recording is not fit for it.
+    """
+    check_new_wav(out)
+    speechlm, network = load_model(model, precision)
+    loaded = vocoder_for(speechlm, vocoder)
+    speaker = speaker_vector(loaded, file if voice is None else voice)
+    (units,) = encode_recordings(speechlm, [file])
+    prompt = (*prompt_ids(speechlm.vocabulary, "speechlm"), *speechlm.vocabulary.encode_units(units))
+    ids = stream_target(network, speechlm.vocabulary, prompt, max_new_tokens=max_new)
+    portions = units_of(speechlm.vocabulary, ids, dedup=is_deduplicated(speechlm))
+    return _write(out, speech(loaded, portions, speaker, dedup=is_deduplicated(speechlm)))
+
+
+def resynthesize_files(
+    *, sources: Sequence[Path], out: Path, vocoder: Path | None = None, voice: Path | None = None
+) -> Iterator[Spoken]:
+    """Turn recordings into units and back into sound, with their own timing; yield each file as it is written.
+
+    Args:
+        sources: recordings of at most a minute.
+        out: the folder to write `STEM.wav` into.
+        vocoder: None takes the one that the package carries.
+        voice: a recording of the voice to speak with; None keeps each recording's own.
+
+    Raises:
+        SparqError: a recording is not fit for it, or a file would be overwritten; nothing is written then.
+    """
+    targets = [check_new_wav(out / f"{source.stem}.wav") for source in sources]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise SparqError(f"several recordings would become {target}: do them one at a time, into other folders")
+    loaded = load_packaged_or(vocoder)
+    description = loaded.description
+    waveforms = [read_waveform(source, max_seconds=MAX_SECONDS) for source in sources]
+    extractor = load_extractor(
+        feature_spec(description.units.features, description.units.layer, description.units.dtype)
+    )
+    encoded = encode_waveforms(waveforms, extractor, loaded.kmeans, dedup=False)
+    chosen = None if voice is None else speaker_vector(loaded, voice)
+    encoder = load_speaker_encoder()
+    for waveform, (units, _), target in zip(waveforms, encoded, targets, strict=True):
+        speaker = encoder.embed([waveform])[0] if chosen is None else chosen
+        yield _write(target, speech(loaded, [units.tolist()], speaker, dedup=False))
+
+
+def load_packaged_or(folder: Path | None, *, units_fingerprint: str | None = None) -> Vocoder:
+    """Load a vocoder folder, or without one the vocoder that the package carries.
+
+    Raises:
+        SparqError: it is damaged or speaks other units.
+    """
+    if folder is not None:
+        return load_vocoder(folder, units_fingerprint=units_fingerprint)
+    with as_file(files("sparq") / "demo" / "vocoder") as packaged:
+        return load_vocoder(packaged, units_fingerprint=units_fingerprint)
+
+
+def vocoder_for(speechlm: SpeechLM, folder: Path | None) -> Vocoder:
+    """Load the vocoder for a model's units; see `load_packaged_or`."""
+    return load_packaged_or(folder, units_fingerprint=speechlm.description.units_fingerprint)
+
+
+def speaker_vector(vocoder: Vocoder, recording: Path | None) -> Float32[np.ndarray, "speaker_dim"]:
+    """Return the vector of a recording's voice, or the vocoder's default one.
+
+    Raises:
+        SparqError: the recording is not fit, or the vocoder was trained with another speaker encoder.
+    """
+    if recording is None:
+        return vocoder.voice()
+    encoder = load_speaker_encoder()
+    if encoder.fingerprint != vocoder.description.speaker_encoder:
+        raise SparqError(
+            f"vocoder {vocoder.folder} was trained with speaker encoder {vocoder.description.speaker_encoder}, but"
+            f" {encoder.fingerprint} is at hand: take one of its own voices"
+        )
+    vector: np.ndarray = encoder.embed([read_waveform(recording, max_seconds=MAX_SECONDS)])[0]
+    return vector
+
+
+def is_deduplicated(speechlm: SpeechLM) -> bool:
+    """Tell whether the model writes runs of a unit once."""
+    return bool(speechlm.description.training["units"]["dedup"])
+
+
+def units_of(vocabulary: JointVocabulary, ids: Iterable[int], *, dedup: bool) -> Iterator[list[int]]:
+    """Yield the units of each id; a repetition that a model of de-duplicated units writes all the same is dropped."""
+    last = None
+    for token in ids:
+        portion = []
+        for unit in vocabulary.decode_units([token]):
+            if not (dedup and unit == last):
+                portion.append(unit)
+            last = unit
+        yield portion
+
+
+def speech(
+    vocoder: Vocoder,
+    portions: Iterable[Sequence[int]],
+    speaker: Float32[np.ndarray, "speaker_dim"],
+    *,
+    dedup: bool,
+) -> Iterator[Float32[np.ndarray, "samples"]]:
+    """Yield the samples of units, piece by piece, as soon as enough of them are known.
+
+    Args:
+        vocoder: of these units.
+        portions: units, as they become known.
+        speaker: whose voice.
+        dedup: whether the units have no repetitions, so that their durations must be predicted.
+    """
+    who = torch.from_numpy(np.ascontiguousarray(speaker))
+    frames = FrameStream(vocoder.networks.generator, who)
+    return stream_speech(portions, frames, DurationStream(vocoder.networks.duration, who) if dedup else None)
+
+
+def _write(out: Path, pieces: Iterator[Float32[np.ndarray, "samples"]]) -> Spoken:
+    start = time.perf_counter()
+    first_audio, made = None, []
+    for piece in pieces:
+        first_audio = time.perf_counter() - start if first_audio is None else first_audio
+        made.append(piece)
+    if first_audio is None:
+        raise SparqError("the model says nothing to this: try another text or model")
+    took = time.perf_counter() - start
+    samples = np.concatenate(made)
+    write_wav(out, samples)
+    return Spoken(path=out, seconds=len(samples) / SAMPLE_RATE, first_audio=first_audio, made=took)

@@ -1,0 +1,87 @@
+"""An independent listener: Whisper writes down what a waveform says."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from whisper_normalizer.english import EnglishTextNormalizer
+
+from sparq.errors import SparqError
+from sparq.pretrained import resolve_model
+from sparq.pretrained.quiet import quiet_transformers
+from sparq.types import SAMPLE_RATE
+
+WHISPER = "pretrained:whisper-tiny.en"
+_LONGEST_SECONDS = 30.0
+_PROMPT = ("<|startoftranscript|>", "<|notimestamps|>")
+_BATCH = 8
+# More than anybody says; a bound for loops, into which greedy decoding falls on noise.
+_TOKENS_A_SECOND = 8
+_TOKENS_AT_LEAST = 16
+
+
+class Recognizer:
+    """Whisper (Radford et al. 2022), an English one, in bfloat16, decoding greedily without timestamps.
+
+    Args:
+        model: folder, hub name or `pretrained:` name of an English Whisper.
+
+    Raises:
+        SparqError: it cannot be loaded or is not an English Whisper.
+    """
+
+    def __init__(self, model: str = WHISPER) -> None:
+        folder = resolve_model(model)
+        with quiet_transformers():
+            try:
+                self._network: Any = WhisperForConditionalGeneration.from_pretrained(
+                    folder, use_safetensors=True, dtype=torch.bfloat16
+                ).eval()
+                self._features: Any = WhisperFeatureExtractor.from_pretrained(folder)
+                self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+            except (OSError, ValueError) as error:
+                raise SparqError(f"cannot load the recognizer {model!r}: {str(error).splitlines()[0]}") from error
+        self._prompt = self._tokenizer.convert_tokens_to_ids(list(_PROMPT))
+        self._normalize = EnglishTextNormalizer()
+
+    def normalize(self, text: str) -> str:
+        """Return text in the form that is scored: Whisper's English normalizer, so that "5" equals "five"."""
+        return str(self._normalize(text))
+
+    @torch.inference_mode()
+    def transcribe(
+        self,
+        waveforms: Sequence[Float32[np.ndarray, "_samples"]],
+        *,
+        on_done: Callable[[int], object] = int,
+    ) -> list[str]:
+        """Return the normalized text of each clip of at most 30 s.
+
+        Raises:
+            SparqError: a clip is longer.
+        """
+        texts = []
+        for first in range(0, len(waveforms), _BATCH):
+            clips = list(waveforms[first : first + _BATCH])
+            longest = max(len(clip) for clip in clips) / SAMPLE_RATE
+            if longest > _LONGEST_SECONDS:
+                raise SparqError(f"a clip of {longest:.1f} s is too long for Whisper: give at most 30 s")
+            inputs = self._features(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+            prompt = torch.tensor([self._prompt] * len(clips))
+            # Whisper's own generate() is for long files and many languages.
+            ids = GenerationMixin.generate(
+                self._network,
+                input_features=inputs.bfloat16(),
+                decoder_input_ids=prompt,
+                decoder_attention_mask=torch.ones_like(prompt),
+                max_new_tokens=_TOKENS_AT_LEAST + int(longest * _TOKENS_A_SECOND),
+                do_sample=False,
+                num_beams=1,
+            )
+            said = self._tokenizer.batch_decode(ids[:, prompt.shape[1] :], skip_special_tokens=True)
+            texts += [self.normalize(text) for text in said]
+            on_done(len(clips))
+        return texts
