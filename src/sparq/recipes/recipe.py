@@ -131,7 +131,14 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         return str(resolve(text, where)) if text.startswith((".", "~", "/")) else text
 
     sources = tuple(
-        dataclasses.replace(source, manifest=resolve(source.manifest, f"recipe.prepare.sources[{index}].manifest"))
+        dataclasses.replace(
+            source,
+            **{
+                name: resolve(path, f"recipe.prepare.sources[{index}].{name}")
+                for name in ("manifest", "folder")
+                if (path := getattr(source, name)) is not None
+            },
+        )
         for index, source in enumerate(recipe.prepare.sources)
     )
     texts = tuple(

@@ -43,8 +43,11 @@ def run_prepare(recipe: Recipe, run: RunFolder) -> list[Path]:
     """Check every recording, split the corpora and write the manifest."""
     sources = [
         Source(
-            manifest=source.manifest,
+            path=source.path,
             corpus=source.corpus,
+            format=source.layout,
+            subsets=source.subsets,
+            splits=source.splits,
             held_out=HeldOut(
                 test_speakers=source.test_speakers,
                 test_fraction=source.test_fraction,
@@ -59,7 +62,7 @@ def run_prepare(recipe: Recipe, run: RunFolder) -> list[Path]:
     report = prepare(sources, out=run.path, skip_bad=recipe.prepare.skip_bad, max_seconds=recipe.prepare.max_seconds)
     for line in format_report(report).splitlines():
         _LOG.info("  %s", line)
-    return [run.manifest, run.prepare]
+    return [run.manifest, run.prepare, run.rejected]
 
 
 def feature_spec(features: str, layer: int, dtype: str) -> FeatureSpec:
