@@ -251,7 +251,7 @@ def test_starts(tmp_path: Path, start: str, seconds: str, message: str) -> None:
 def test_a_start_makes_a_segment(tmp_path: Path) -> None:
     path = _write(tmp_path / "m.tsv", "id\tpath\tstart\tseconds", "a\ta.wav\t0\t2", "b\ta.wav\t\t2")
     first, second = read_manifest(path, require_audio=False)
-    assert (first.segment, second.segment) == (Segment(start=0, seconds=2), None)
+    assert (first.segment, second.segment) == (Segment(start=0.0, seconds=2.0), None)
 
 
 def test_missing_audio_only_where_it_is_required(tmp_path: Path) -> None:

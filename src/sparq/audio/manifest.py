@@ -16,7 +16,7 @@ from pathlib import Path
 from sparq.audio.text import normalize_text as normalize_text
 from sparq.audio.waveform import Segment
 from sparq.errors import SparqError, near_matches
-from sparq.files import atomic_path
+from sparq.files import atomic_path, read_lines
 from sparq.types import Seconds
 
 COLUMNS = ("id", "path", "speaker", "split", "start", "seconds", "corpus", "text")
@@ -244,28 +244,15 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
 
 
 def _read_lines(path: Path) -> Iterator[str]:
-    """Yield header and rows; only line feeds end a line, whatever Unicode thinks of others."""
-    empty = 0  # lines that are left out unless another line follows
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise SparqError(
-                        f"{path} is not UTF-8: line {number} has the byte 0x{raw[error.start]:02x};"
-                        " save it as UTF-8 text"
-                    ) from error
-                if not line:
-                    empty += 1
-                    continue
-                yield from [""] * empty
-                empty = 0
-                yield line
-    except FileNotFoundError as error:
-        raise SparqError(f"no such manifest: {path}") from error
-    except OSError as error:
-        raise SparqError(f"cannot read manifest {path}: {error.strerror}; name a tab separated file") from error
+    """Yield header and rows; empty lines at the end are left out."""
+    empty = 0
+    for line in read_lines(path, "manifest"):
+        if line:
+            yield from [""] * empty
+            empty = 0
+            yield line
+        else:
+            empty += 1
 
 
 def _check_header(path: Path, columns: list[str]) -> list[str]:

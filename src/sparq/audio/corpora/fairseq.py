@@ -12,9 +12,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from sparq.audio.corpora.folders import Row, file_names, split_of, text_lines
+from sparq.audio.corpora.folders import Row, file_names, split_of
 from sparq.audio.manifest import make_row
 from sparq.errors import SparqError, near_matches
+from sparq.files import read_lines
 from sparq.types import SAMPLE_RATE
 
 
@@ -58,9 +59,9 @@ def _texts(folder: Path, name: str) -> Path | None:
 
 def _list(folder: Path, name: str) -> Iterator[Row]:
     tsv, texts = folder / f"{name}.tsv", _texts(folder, name)
-    lines = text_lines(tsv, "fairseq list")
+    lines = read_lines(tsv, "fairseq list")
     root = folder / next(lines, "")
-    spoken = text_lines(texts, "texts") if texts else itertools.repeat("")
+    spoken = read_lines(texts, "texts") if texts else itertools.repeat("")
     for number, line in enumerate(lines, start=2):
         where = f"{tsv}, line {number}"
         path, tab, frames = line.partition("\t")

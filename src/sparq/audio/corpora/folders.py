@@ -1,8 +1,7 @@
-"""What readers share: subsets, sorted folders, lines of text, names of splits."""
+"""What readers share: subsets, sorted folders, names of splits."""
 
-import gzip
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparq.audio.manifest import Fault, Utterance
@@ -48,32 +47,6 @@ def file_names(folder: Path, suffix: str) -> list[str]:
     """Return the names of the files inside that end with `suffix`, sorted; hidden ones are left out."""
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if entry.name.endswith(suffix) and entry.name[0] != ".")
-
-
-def text_lines(path: Path, what: str) -> Iterator[str]:
-    """Stream the lines of a UTF-8 file, or of a gzip file of such, without their ends.
-
-    Args:
-        path: the file.
-        what: what it is, for messages.
-
-    Raises:
-        SparqError: it is missing, is damaged, or is not UTF-8.
-    """
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, raw in enumerate(file, start=1):
-                yield raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
-    except FileNotFoundError as error:
-        raise SparqError(f"no {what}: {path}") from error
-    except UnicodeDecodeError as error:
-        raise SparqError(
-            f"{path} is not UTF-8: line {number} has the byte 0x{error.object[error.start]:02x}"
-        ) from error
-    except (OSError, EOFError) as error:  # gzip reports a cut file as the latter
-        reason = getattr(error, "strerror", None) or str(error)
-        raise SparqError(f"cannot read {path} after line {number}: {reason}; copy it again") from error
 
 
 def split_of(name: str) -> str:

@@ -15,9 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sparq.audio.corpora.folders import Row, split_of, subfolders, text_lines
+from sparq.audio.corpora.folders import Row, split_of, subfolders
 from sparq.audio.manifest import make_row
 from sparq.errors import SparqError, near_matches
+from sparq.files import read_lines
 
 TEXTS = ("text", "transcription", "transcript", "sentence", "normalized_text")
 SPEAKERS = ("speaker_id", "speaker", "client_id")
@@ -83,7 +84,7 @@ def _metadata(folder: Path) -> Path | None:
 
 def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     # The lines keep their ends, because a quoted field may hold a line break.
-    reader = csv.DictReader((line + "\n" for line in text_lines(path, "metadata")), strict=True)
+    reader = csv.DictReader((line + "\n" for line in read_lines(path, "metadata")), strict=True)
     try:
         for record in reader:
             where = f"{path}, line {reader.line_num}"
@@ -95,7 +96,7 @@ def _csv(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text_lines(path, "metadata"), start=1):
+    for number, line in enumerate(read_lines(path, "metadata"), start=1):
         where = f"{path}, line {number}"
         try:
             record = json.loads(line)

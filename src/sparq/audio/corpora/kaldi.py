@@ -15,11 +15,12 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, split_of, text_lines
+from sparq.audio.corpora.folders import Row, split_of
 from sparq.audio.corpora.lookup import Lookup
 from sparq.audio.manifest import Fault, make_row
 from sparq.audio.waveform import Segment
 from sparq.errors import SparqError
+from sparq.files import read_lines
 
 LISTS = ("wav.scp", "segments", "text", "utt2spk")
 
@@ -77,7 +78,7 @@ def _table(path: Path, stack: contextlib.ExitStack) -> Lookup | None:
 
 
 def _pairs(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(text_lines(path, "Kaldi list"), start=1):
+    for number, line in enumerate(read_lines(path, "Kaldi list"), start=1):
         fields = line.split(maxsplit=1)
         # An utterance may have been heard to say nothing.
         if len(fields) == 1 and path.name == "text":
@@ -93,7 +94,7 @@ def _whole(scp: Path) -> Iterator[tuple[str, str, str, None]]:
 
 
 def _cuts(segments: Path, recordings: Lookup) -> Iterator[tuple[str, str, str | None, Segment]]:
-    for number, line in enumerate(text_lines(segments, "Kaldi list"), start=1):
+    for number, line in enumerate(read_lines(segments, "Kaldi list"), start=1):
         where = f"{segments}, line {number}"
         fields = line.split()
         try:

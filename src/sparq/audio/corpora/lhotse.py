@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparq.audio.corpora.folders import Row, file_names, split_of, text_lines
+from sparq.audio.corpora.folders import Row, file_names, split_of
 from sparq.audio.manifest import Fault, make_row
 from sparq.audio.waveform import Segment
 from sparq.errors import SparqError, near_matches
+from sparq.files import read_lines
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 
@@ -48,7 +49,7 @@ def read_lhotse(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
     """
     for file in lhotse_lists(folder, subsets):
         split = next(filter(None, map(split_of, file.name.partition(".")[0].split("_"))), "")
-        for number, line in enumerate(text_lines(file, "Lhotse manifest"), start=1):
+        for number, line in enumerate(read_lines(file, "Lhotse manifest"), start=1):
             where = f"{file}, line {number}"
             try:
                 cut = json.loads(line)

@@ -9,9 +9,10 @@ Folders are speaker and chapter; the text is upper case without punctuation.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, file_names, split_of, subfolders, text_lines
+from sparq.audio.corpora.folders import Row, choose_subsets, file_names, split_of, subfolders
 from sparq.audio.manifest import Fault, make_row
 from sparq.errors import SparqError
+from sparq.files import read_lines
 
 SUBSETS = (
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other",
@@ -36,7 +37,7 @@ def read_librispeech(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
 def _chapter(folder: Path, speaker: str, chapter: str, split: str) -> Iterator[Row]:
     transcript = folder / f"{speaker}-{chapter}.trans.txt"
     texts: dict[str, str] = {}
-    for number, line in enumerate(text_lines(transcript, "transcript"), start=1):
+    for number, line in enumerate(read_lines(transcript, "transcript"), start=1):
         id_, space, text = line.partition(" ")
         if not space or id_ in texts:
             raise SparqError(f"{transcript}, line {number} is {line!r}: expected a new id, a space and a text")

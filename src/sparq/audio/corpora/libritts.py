@@ -10,10 +10,11 @@ Folders are speaker and chapter. The normalized text is read: it has numbers and
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, file_names, split_of, subfolders, text_lines
+from sparq.audio.corpora.folders import Row, choose_subsets, file_names, split_of, subfolders
 from sparq.audio.corpora.librispeech import SUBSETS
 from sparq.audio.manifest import Fault, make_row
 from sparq.errors import SparqError
+from sparq.files import read_lines
 
 
 def read_libritts(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
@@ -34,7 +35,7 @@ def read_libritts(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
 def _utterance(path: Path, speaker: str, split: str) -> Row:
     file = path.with_suffix(".normalized.txt")
     try:
-        text = " ".join(text_lines(file, "normalized text"))
+        text = " ".join(read_lines(file, "normalized text"))
     except SparqError as error:
         return Fault(id=path.stem, path=path, reason=f"utterance {path.stem!r}: {error}")
     return make_row(str(file), id=path.stem, path=path, speaker=speaker, split=split, text=text)

@@ -10,9 +10,10 @@ numbers and abbreviations as words, and is read.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, text_lines
+from sparq.audio.corpora.folders import Row
 from sparq.audio.manifest import make_row
 from sparq.errors import SparqError
+from sparq.files import read_lines
 
 SPEAKER = "LJ"
 
@@ -31,12 +32,10 @@ def read_ljspeech(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
         SparqError: metadata.csv is missing or has a line without three fields, or subsets are asked for.
     """
     (metadata,) = ljspeech_lists(folder, subsets)
-    for number, line in enumerate(text_lines(metadata, "LJSpeech metadata"), start=1):
+    for number, line in enumerate(read_lines(metadata, "LJSpeech metadata"), start=1):
         fields = line.split("|")
         if len(fields) != 3:
-            raise SparqError(
-                f"{metadata}, line {number} has {len(fields)} fields: expected id|printed text|spoken text"
-            )
+            raise SparqError(f"{metadata}, line {number} has {len(fields)} fields: expected id|printed|spoken")
         id_, _, text = fields
         path = folder / "wavs" / f"{id_}.wav"
         yield make_row(f"{metadata}, line {number}", id=id_, path=path, speaker=SPEAKER, text=text)

@@ -9,9 +9,10 @@ An id is speaker, book and number. Other languages have the same layout; text mu
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, split_of, text_lines
+from sparq.audio.corpora.folders import Row, choose_subsets, split_of
 from sparq.audio.manifest import make_row
 from sparq.errors import SparqError
+from sparq.files import read_lines
 
 SUBSETS = ("train", "dev", "test")
 
@@ -30,7 +31,7 @@ def read_mls(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
     """
     for transcript in mls_lists(folder, subsets):
         subset, suffix = transcript.parent, ""
-        for number, line in enumerate(text_lines(transcript, "transcript"), start=1):
+        for number, line in enumerate(read_lines(transcript, "transcript"), start=1):
             id_, tab, text = line.partition("\t")
             parts = id_.split("_")
             if not tab or len(parts) != 3:

@@ -11,9 +11,10 @@ speaker has no folder in `txt` and is read without text.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, file_names, subfolders, text_lines
+from sparq.audio.corpora.folders import Row, file_names, subfolders
 from sparq.audio.manifest import Fault, make_row
 from sparq.errors import SparqError, near_matches
+from sparq.files import read_lines
 
 MICROPHONES = ("mic1", "mic2")
 WITHOUT_TEXT = "p315"
@@ -48,7 +49,7 @@ def _utterance(folder: Path, path: Path, speaker: str) -> Row:
     text = ""
     if speaker != WITHOUT_TEXT:
         try:
-            text = " ".join(text_lines(file, "text"))
+            text = " ".join(read_lines(file, "text"))
         except SparqError as error:
             return Fault(id=path.stem, path=path, reason=f"utterance {path.stem!r}: {error}")
     return make_row(str(file), id=path.stem, path=path, speaker=speaker, text=text)
