@@ -4,9 +4,9 @@
     train/0001.wav          file_name is relative to the metadata file
     validation/metadata.csv ...
 
-or one metadata file for all in the folder itself, or in its folder `data`. The first of `TEXTS` and of `SPEAKERS`
-that is a column is read. Data sets with the audio inside of Parquet or Arrow files are refused; the message says how
-to turn them into such a folder.
+or one metadata file for all, with file names such as train/0001.wav; all of it may lie in a folder `data`. The first of
+`TEXTS` and of `SPEAKERS` that is a column is read. Data sets with the audio inside of Parquet or Arrow files are
+refused; the message says how to turn them into such a folder.
 """
 
 import csv
@@ -66,16 +66,20 @@ def read_huggingface(folder: Path, subsets: Sequence[str]) -> Iterator[Row]:
         SparqError: there is no metadata, it lacks `file_name`, or a line is malformed.
     """
     for metadata in huggingface_lists(folder, subsets):
-        split = split_of(metadata.parent.name)
-        prefix = (metadata.parent.name,) if metadata.parent != folder else ()
+        prefix = tuple(part for part in metadata.parent.relative_to(folder).parts if part != "data")
         for where, record in _csv(metadata) if metadata.suffix == ".csv" else _jsonl(metadata):
             name = record.get("file_name")
             if not isinstance(name, str) or not name:
                 raise SparqError(f"{where} has no file_name: name the sound file, relative to {metadata.parent}")
+            place = PurePosixPath(*prefix, name)
             yield make_row(
-                where, id="-".join((*prefix, *PurePosixPath(name).with_suffix("").parts)).replace(" ", "_"),
-                path=metadata.parent / name, speaker=_first(record, SPEAKERS), split=split, text=_first(record, TEXTS),
-            )  # fmt: skip
+                where,
+                id="-".join(place.with_suffix("").parts).replace(" ", "_"),
+                path=metadata.parent / name,
+                speaker=_first(record, SPEAKERS),
+                split=split_of(place.parts[0]) if len(place.parts) > 1 else "",
+                text=_first(record, TEXTS),
+            )
 
 
 def _metadata(folder: Path) -> Path | None:
