@@ -1,5 +1,6 @@
 """The first step of a run: manifests and files to one checked manifest, on made-up and on human speech."""
 
+import dataclasses
 import json
 import shutil
 import tracemalloc
@@ -263,3 +264,57 @@ def test_human_speech(tmp_path: Path, human_data: Path) -> None:
     report = prepare([source], out=tmp_path / "run", skip_bad=True)
     assert [r["id"] for r in _rejected(tmp_path / "run")] == [f"an4-{chosen[3].id}"]
     assert report.utterances == len(stated) - 1
+
+
+def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).standard_normal(1600) * 0.1, 16_000)
+    peaks = []
+    for num_rows in (500, 5000):
+        rows = "".join(f"u{i}\ta.wav\ts{i % 20}\tsomething is said here\n" for i in range(num_rows))
+        (tmp_path / "m.tsv").write_text("id\tpath\tspeaker\ttext\n" + rows)
+        source = Source(path=tmp_path / "m.tsv", corpus="c", held_out=HeldOut(test_fraction=0.1, valid_fraction=0.1))
+        tracemalloc.start()
+        report = prepare([source], out=tmp_path / "run")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert report.utterances == num_rows
+    # 4500 utterances held in Python would take more than 3 MB.
+    assert peaks[1] < peaks[0] + 1e6
+
+
+def test_splits_are_published_or_drawn(tmp_path: Path) -> None:
+    root = tmp_path / "LibriSpeech"
+    for subset, speaker in (("train-clean-100", "19"), ("dev-clean", "84"), ("test-other", "367")):
+        place = root / subset / speaker / "1"
+        place.mkdir(parents=True)
+        for i in range(5):
+            noise = np.random.default_rng(i).standard_normal(8000) * 0.1
+            soundfile.write(place / f"{speaker}-1-{i:04d}.flac", noise, 16_000)
+        lines = "".join(f"{speaker}-1-{i:04d} HELLO\n" for i in range(5))
+        (place / f"{speaker}-1.trans.txt").write_text(lines)
+    source = Source(path=root, corpus="ls", format="librispeech", held_out=HeldOut(test_speakers=("19",)))
+    report = prepare([source], out=tmp_path / "run")
+    assert {(p.split, p.utterances) for p in report.parts} == {("train", 5), ("valid", 5), ("test-other", 5)}
+    report = prepare([dataclasses.replace(source, splits="drawn")], out=tmp_path / "run")
+    assert {(p.split, p.utterances) for p in report.parts} == {("train", 10), ("test", 5)}
+    report = prepare([dataclasses.replace(source, subsets=("train-clean-100",))], out=tmp_path / "run")
+    assert {(p.split, p.utterances) for p in report.parts} == {("train", 5)}
+
+
+def test_segments_of_one_file(tmp_path: Path) -> None:
+    """What is prepared can be read again, and is the same speech."""
+    soundfile.write(tmp_path / "long.flac", np.random.default_rng(0).standard_normal(44_100 * 5) * 0.1, 44_100)
+    rows = "a\tlong.flac\t0\t1.5\nb\tlong.flac\t1.5\t2\nc\tlong.flac\t4\t1.25\nd\tlong.flac\t4.5\t2\n"
+    (tmp_path / "m.tsv").write_text("id\tpath\tstart\tseconds\n" + rows)
+    report = prepare([Source(path=tmp_path / "m.tsv", corpus="c")], out=tmp_path / "run", skip_bad=True)
+    utterances = read_manifest(tmp_path / "run" / "manifest.tsv")
+    assert [(u.start, u.seconds) for u in utterances] == [(0.0, 1.5), (1.5, 2.0), (4.0, 1.0)]
+    assert "a segment from 4.500 s to 6.500 s is wanted" in report.reasons[0]
+    again = prepare([Source(path=tmp_path / "run" / "manifest.tsv", corpus="c")], out=tmp_path / "again")
+    assert again.hours == pytest.approx(report.hours)
+
+
+def test_ids_twice_in_a_source(tmp_path: Path) -> None:
+    manifest = _corpus(tmp_path, num_speakers=1, each=2)
+    manifest.write_text(manifest.read_text() + manifest.read_text().splitlines()[1] + "\n")
+    assert "corpus.tsv: duplicate id 's0-0' (" in _fault(Source(path=manifest, corpus="c"), tmp_path / "run")

@@ -41,7 +41,7 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
     Step(
         name="vocab",
         needs=("units",),
-        config=lambda recipe: used_settings(recipe, "vocab"),
+        config=lambda recipe: used_settings(recipe, "vocab", "seed"),
         run=run_vocab,
         owns=("vocab",),
         files=lambda recipe: recipe.vocab.extra_text,

@@ -79,7 +79,7 @@ class SourceConfig:
         if self.folder is not None:
             formats = [name for name in FORMATS if name != "manifest"]
             if self.format not in formats:
-                right = near_matches(self.format or "", formats)
+                right = near_matches(self.format, formats) if self.format else f"expected one of {', '.join(formats)}"
                 raise SparqError(f"{where}.format is {self.format!r}: {right}")
         check_unique(f"{where}.subsets", self.subsets)
         check_unique(f"{where}.test_speakers", self.test_speakers)
@@ -157,14 +157,18 @@ class VocabConfig:
         size: number of pieces; 5000 for 200 units in VoxtLM.
         model_type: SentencePiece's algorithm; unigram in VoxtLM.
         text_repeat: how often each line of text counts beside one line of units.
-        extra_text: more text files, a sentence a line; paths as in a source's manifest.
+        extra_text: more text files, a sentence a line, plain or `.gz`; paths as in a source's manifest.
+        extra_lines: take a random sample of so many lines of each of these; 0 takes all. SentencePiece holds
+            them in memory; VoxtLM fits its model on at most 700,000.
     """
 
     size: int = 5000
     model_type: Literal["unigram", "bpe"] = "unigram"
     text_repeat: int = 1
     extra_text: tuple[Path, ...] = ()
+    extra_lines: int = 0
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         check_positive(where, size=self.size, text_repeat=self.text_repeat)
+        check(self.extra_lines >= 0, f"{where}.extra_lines", self.extra_lines, "at least 0")
