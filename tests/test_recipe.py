@@ -42,6 +42,12 @@ def test_relative_paths_start_at_the_recipe(file: Path, monkeypatch: pytest.Monk
     assert recipe.model.backbone == "pretrained:smollm2-135m"
 
 
+def test_a_folder_in_place_of_a_manifest(file: Path, tmp_path: Path) -> None:
+    override = "prepare.sources.0={corpus: ls, folder: '../${NAME}', format: librispeech, subsets: [dev-clean]}"
+    source = load_recipe(file, [override], environ={"NAME": "LibriSpeech"}).prepare.sources[0]
+    assert (source.path, source.layout, source.subsets) == (tmp_path / "LibriSpeech", "librispeech", ("dev-clean",))
+
+
 def test_hub_names_stay_names(file: Path) -> None:
     recipe = load_recipe(file, ["model.backbone=facebook/opt-125m", "units.features=mfcc"])
     assert (recipe.model.backbone, recipe.units.features) == ("facebook/opt-125m", "mfcc")
@@ -78,6 +84,27 @@ def test_a_resolved_recipe_is_a_recipe_and_resolves_to_itself(file: Path, tmp_pa
         ("seed=-1", "recipe.seed is -1: expected from 0 to 4294967295"),
         ("threads=-1", "recipe.threads is -1: expected at least 0"),
         ("prepare.sources=[]", "recipe.prepare.sources is []: expected at least one source"),
+        (
+            "prepare.sources.0={corpus: a}",
+            "recipe.prepare.sources[0].manifest is missing: expected a manifest, or a folder and its format",
+        ),
+        (
+            "prepare.sources.0={corpus: a, folder: x, format: librispeach}",
+            "recipe.prepare.sources[0].format is 'librispeach': did you mean 'librispeech'",
+        ),
+        (
+            "prepare.sources.0={corpus: a, folder: x}",
+            "recipe.prepare.sources[0].format is None: expected one of librispeech, librilight, mls, libritts, vctk,",
+        ),
+        (
+            "prepare.sources.0.format=kaldi",
+            "recipe.prepare.sources[0] has a manifest, and a folder, format or subsets: expected one or the other",
+        ),
+        (
+            "prepare.sources.0={corpus: a, folder: x, format: kaldi, subsets: [b, b]}",
+            "recipe.prepare.sources[0].subsets lists 'b' twice",
+        ),
+        ("prepare.sources.0.splits=drawm", "recipe.prepare.sources[0].splits is 'drawm': did you mean 'drawn'"),
         ("prepare.sources.0.corpus=''", "recipe.prepare.sources[0].corpus is '': expected a name"),
         (
             "prepare.sources.0.test_split=valid",

@@ -11,7 +11,7 @@ import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparq.audio.waveform import BLOCK_SECONDS, measure_waveform, probe, read_waveform
+from sparq.audio.waveform import BLOCK_SECONDS, Segment, measure_waveform, probe, read_waveform
 from sparq.errors import SparqError
 
 
@@ -29,7 +29,7 @@ def _write(path: Path, samples: np.ndarray, rate: int = 16_000, subtype: str | N
     return path
 
 
-def _fault(path: Path, **options: float) -> str:
+def _fault(path: Path, **options: float | Segment) -> str:
     """The message of the fault; both ways to decode raise it, and it is one line that names the file."""
     with pytest.raises(SparqError) as caught:
         read_waveform(path, **options)
@@ -229,3 +229,54 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(Path, "open", refuse)
     assert "Permission denied" in _fault(path)
+
+
+# --- segments
+
+
+@given(start=st.floats(0, 24), seconds=st.floats(0.05, 24), rate=st.sampled_from([8_000, 16_000, 44_100]))
+@settings(max_examples=25, deadline=None)
+def test_a_segment_is_what_a_slice_of_the_file_is(
+    tmp_path_factory: pytest.TempPathFactory, start: float, seconds: float, rate: int
+) -> None:
+    samples = _noise(rate * 25)
+    path = _write(tmp_path_factory.mktemp("audio") / "a.wav", samples, rate)
+    segment = Segment(start=start, seconds=seconds)
+    first, end = round(start * rate), round((start + seconds) * rate)
+    if end > len(samples) + rate / 2:
+        assert "but a segment from" in _fault(path, segment=segment)
+        return
+    expected = soxr.resample(samples[first:end], rate, 16_000, quality="HQ") if rate != 16_000 else samples[first:end]
+    if min(end, len(samples)) - first < 0.05 * rate:
+        assert "shorter than 0.05 s" in _fault(path, segment=segment)
+        return
+    np.testing.assert_array_equal(read_waveform(path, segment=segment), expected)
+    assert measure_waveform(path, segment=segment) == len(expected) / 16_000
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.ogg", "a.mp3"])
+def test_segments_of_compressed_files(tmp_path: Path, name: str) -> None:
+    path = _write(tmp_path / name, _tone(20.0), subtype=None)
+    whole = soundfile.read(path, dtype="float32")[0]
+    tolerance = 0 if name == "a.flac" else 1e-5
+    np.testing.assert_allclose(read_waveform(path), whole, atol=tolerance)
+    part = read_waveform(path, segment=Segment(start=7.5, seconds=4.0))
+    np.testing.assert_allclose(part, whole[120_000:184_000], atol=tolerance)
+
+
+def test_a_segment_is_checked_alone(tmp_path: Path) -> None:
+    samples = _tone(4.0)
+    samples[16_000:32_000] = 0
+    samples[50_000] = np.nan
+    path = _write(tmp_path / "a.wav", samples)
+    assert len(read_waveform(path, segment=Segment(start=2.0, seconds=1.0))) == 16_000
+    assert f"{path} from 1.000 s on is silent" in _fault(path, segment=Segment(start=1.0, seconds=1.0))
+    assert f"{path} from 3.000 s on has 1 samples" in _fault(path, segment=Segment(start=3.0, seconds=1.0))
+    assert "longer than the limit of 0.5 s" in _fault(path, segment=Segment(start=2.0, seconds=1.0), max_seconds=0.5)
+
+
+def test_a_truncated_file_fails_where_it_is_cut(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.flac", _noise(16_000 * 20), subtype=None)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(read_waveform(path, segment=Segment(start=2.0, seconds=3.0))) == 48_000
+    assert "is truncated" in _fault(path, segment=Segment(start=8.0, seconds=8.0))

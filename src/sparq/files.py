@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +94,34 @@ def read_text(path: Path) -> str:
         raise SparqError(f"no such file: {path}") from error
     except UnicodeDecodeError as error:
         raise SparqError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+
+
+def read_lines(path: Path, what: str) -> Iterator[str]:
+    """Stream the lines of a UTF-8 file, or of such a file in gzip, without their ends; only line feeds end a line.
+
+    Args:
+        path: the file; gzip if its name ends with `.gz`.
+        what: what it is, for messages.
+
+    Raises:
+        SparqError: the file is missing, is damaged or is not UTF-8.
+    """
+    number = 0  # lines that are done
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for raw in file:
+                yield raw.decode("utf-8" if number else "utf-8-sig").rstrip("\r\n")
+                number += 1
+    except FileNotFoundError as error:
+        raise SparqError(f"no such {what}: {path}") from error
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise SparqError(
+            f"{path} is not UTF-8: line {number + 1} has the byte 0x{byte:02x}; save it as UTF-8 text"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:  # gzip reports a cut file as the second, a spoilt one as the third
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SparqError(f"cannot read {what} {path} after line {number}: {reason}") from error
 
 
 def read_json(path: Path) -> Any:

@@ -1,23 +1,25 @@
 """Manifests: which recording is whose, and what is said in it, as tab separated text.
 
-A manifest is UTF-8 text with a header line. Columns `id` and `path` are required; `speaker`, `split`,
+A manifest is UTF-8 text with a header line. Columns `id` and `path` are required; `speaker`, `split`, `start`,
 `seconds`, `corpus` and `text` are optional, in any order. Audio paths are relative to the manifest's folder.
-There is no quoting: a field holds neither tabs nor line breaks.
+There is no quoting: a field holds neither tabs nor line breaks. A row with a `start` is the part of its file
+that begins there and lasts `seconds`; a row without is the whole file.
 """
 
 import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sparq.audio.text import normalize_text as normalize_text
+from sparq.audio.waveform import Segment
 from sparq.errors import SparqError, near_matches
-from sparq.files import write_text
+from sparq.files import atomic_path, read_lines
 from sparq.types import Seconds
 
-COLUMNS = ("id", "path", "speaker", "split", "seconds", "corpus", "text")
+COLUMNS = ("id", "path", "speaker", "split", "start", "seconds", "corpus", "text")
 REQUIRED_COLUMNS = ("id", "path")
 
 _SPLIT = re.compile(r"train|valid|test[\w.-]*")
@@ -27,14 +29,15 @@ _BAD_IN_FIELD = re.compile(r"[\t\r\n]")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Utterance:
-    """One recording.
+    """One recording, or a part of one.
 
     Attributes:
         id: unique in its manifest; no path separators, no white space.
         path: the sound file.
         speaker: who speaks, or "" if the manifest does not say. Unique within `corpus` only.
         split: `train`, `valid`, a name that starts with `test`, or "" if not assigned yet.
-        seconds: length in seconds, or 0 if the manifest does not say.
+        start: where it begins in the file, in seconds; None for the whole file.
+        seconds: length in seconds, or 0 if the manifest does not say, which it must if there is a start.
         corpus: the collection it comes from, or "".
         text: what is said, normalized (`normalize_text`); "" makes it an utterance for speechlm only.
     """
@@ -43,9 +46,15 @@ class Utterance:
     path: Path
     speaker: str = ""
     split: str = ""
+    start: Seconds | None = None
     seconds: Seconds = 0.0
     corpus: str = ""
     text: str = ""
+
+    @property
+    def segment(self) -> Segment | None:
+        """The part of the file that it is, or None for the whole."""
+        return None if self.start is None else Segment(start=self.start, seconds=self.seconds)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +80,13 @@ def read_manifest(path: str | Path, *, require_audio: bool = True) -> list[Utter
             audio file that is not there.
     """
     utterances: list[Utterance] = []
-    for row in scan_manifest(path):
+    first_line: dict[str, int] = {}
+    for number, row in enumerate(scan_manifest(path), start=2):
+        if row.id in first_line:
+            raise SparqError(
+                f"{path}: duplicate id {row.id!r} in lines {first_line[row.id]} and {number}: ids must be unique"
+            )
+        first_line[row.id] = number
         if isinstance(row, Fault):
             raise SparqError(row.reason)
         if require_audio and not row.path.is_file():
@@ -83,8 +98,10 @@ def read_manifest(path: str | Path, *, require_audio: bool = True) -> list[Utter
     return utterances
 
 
-def scan_manifest(path: str | Path) -> list[Utterance | Fault]:
-    """Read a manifest; a row of unfit text or seconds becomes a `Fault`. Audio files are not looked at.
+def scan_manifest(path: str | Path) -> Iterator[Utterance | Fault]:
+    """Stream a manifest; a row of unfit text or times becomes a `Fault`.
+
+    Audio files are not looked at, and ids may repeat: whoever holds them all has to look.
 
     Raises:
         SparqError: the manifest as a whole is unfit; see `read_manifest`.
@@ -92,10 +109,13 @@ def scan_manifest(path: str | Path) -> list[Utterance | Fault]:
     path = Path(path)
     folder = Path(os.path.abspath(path.parent))  # noqa: PTH100  (resolve() would follow links)
     lines = _read_lines(path)
-    columns = _check_header(path, lines[0].split("\t"))
-    first_line: dict[str, int] = {}
-    rows: list[Utterance | Fault] = []
-    for number, line in enumerate(lines[1:], start=2):
+    header = next(lines, None)
+    no_rows = SparqError(f"{path} has no rows: after the header line, write a line for each utterance")
+    if header is None:
+        raise no_rows
+    columns = _check_header(path, header.split("\t"))
+    number = 1
+    for number, line in enumerate(lines, start=2):
         where = f"{path}, line {number}"
         fields = line.split("\t")
         if len(fields) != len(columns):
@@ -104,20 +124,72 @@ def scan_manifest(path: str | Path) -> list[Utterance | Fault]:
             )
         row = dict(zip(columns, fields, strict=True))
         check_name(row["id"], f"{where}: id")
-        if row["id"] in first_line:
-            raise SparqError(
-                f"{path}: duplicate id {row['id']!r} in lines {first_line[row['id']]} and {number}: ids must be unique"
-            )
-        first_line[row["id"]] = number
         if not row["path"]:
             raise SparqError(f"{where}, utterance {row['id']!r}: empty path: name its audio file")
         check_split(row.get("split", ""), where)
         try:
-            rows.append(_parse(row, folder))
+            times = _times(row)
         except SparqError as error:
             reason = f"{where}, utterance {row['id']!r}: {error}"
-            rows.append(Fault(id=row["id"], path=folder / row["path"], reason=reason))
-    return rows
+            yield Fault(id=row["id"], path=folder / row["path"], reason=reason)
+            continue
+        yield make_row(
+            where,
+            id=row["id"],
+            path=folder / row["path"],
+            speaker=row.get("speaker", ""),
+            split=row.get("split", ""),
+            segment=times[0],
+            seconds=times[1],
+            corpus=row.get("corpus", ""),
+            text=row.get("text", ""),
+        )
+    if number == 1:
+        raise no_rows
+
+
+def make_row(
+    where: str,
+    *,
+    id: str,
+    path: Path,
+    speaker: str = "",
+    split: str = "",
+    segment: Segment | None = None,
+    seconds: Seconds = 0.0,
+    corpus: str = "",
+    text: str = "",
+) -> Utterance | Fault:
+    """Return an utterance with its text normalized, or what is wrong with its id or text.
+
+    Args:
+        where: the place that it comes from, for messages.
+        id: as in `Utterance`; it may still be unfit.
+        path: the sound file.
+        speaker: as in `Utterance`.
+        split: as in `Utterance`.
+        segment: the part of the file; its length takes the place of `seconds`.
+        seconds: length of a whole file, or 0.
+        corpus: as in `Utterance`.
+        text: as the source spells it.
+    """
+    try:
+        check_name(id, "id")
+        normal = normalize_text(text)
+        if text.strip() and not normal:
+            raise SparqError(f"text {text!r} has no letter or digit: write what is said, or leave it empty")
+    except SparqError as error:
+        return Fault(id=id, path=path, reason=f"{where}, utterance {id!r}: {error}")
+    return Utterance(
+        id=id,
+        path=path,
+        speaker=speaker,
+        split=split,
+        start=None if segment is None else segment.start,
+        seconds=seconds if segment is None else segment.seconds,
+        corpus=corpus,
+        text=normal,
+    )
 
 
 def check_name(name: str, what: str) -> None:
@@ -148,49 +220,39 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """Write a manifest atomically, rows in the given order; the same utterances give the same bytes.
 
     An audio path below the manifest's folder is written relative to it, so that the folder can move; any
-    other path is written absolute.
+    other path is written absolute. Rows are written as they come.
 
     Raises:
-        SparqError: a field holds a tab or a line break, an id is unfit or occurs twice.
+        SparqError: a field holds a tab or a line break, or an id is unfit.
     """
     path = Path(path)
     folder = Path(os.path.abspath(path.parent))  # noqa: PTH100
-    seen: set[str] = set()
-    lines = ["\t".join(COLUMNS)]
-    for utterance in utterances:
-        check_name(utterance.id, f"{path}: id")
-        if utterance.id in seen:
-            raise SparqError(f"{path}: duplicate id {utterance.id!r}: ids must be unique")
-        seen.add(utterance.id)
-        row = {field: str(getattr(utterance, field)) for field in COLUMNS}
-        audio = Path(os.path.abspath(utterance.path))  # noqa: PTH100
-        row["path"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
-        for column, value in row.items():
-            if _BAD_IN_FIELD.search(value):
-                raise SparqError(
-                    f"utterance {utterance.id!r}: its {column} {value!r} has a tab or line break: remove it"
-                )
-        lines.append("\t".join(row[column] for column in COLUMNS))
-    write_text(path, "\n".join(lines) + "\n")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write("\t".join(COLUMNS) + "\n")
+        for utterance in utterances:
+            check_name(utterance.id, f"{path}: id")
+            row = {field: str(getattr(utterance, field)) for field in COLUMNS}
+            row["start"] = "" if utterance.start is None else str(utterance.start)
+            audio = Path(os.path.abspath(utterance.path))  # noqa: PTH100
+            row["path"] = str(audio.relative_to(folder) if audio.is_relative_to(folder) else audio)
+            for column, value in row.items():
+                if _BAD_IN_FIELD.search(value):
+                    raise SparqError(
+                        f"utterance {utterance.id!r}: its {column} {value!r} has a tab or line break: remove it"
+                    )
+            file.write("\t".join(row[column] for column in COLUMNS) + "\n")
 
 
-def _read_lines(path: Path) -> list[str]:
-    """Return header and rows; only line feeds end a line, whatever Unicode thinks of others."""
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise SparqError(f"no such manifest: {path}") from error
-    except UnicodeDecodeError as error:
-        line, byte = error.object[: error.start].count(b"\n") + 1, error.object[error.start]
-        raise SparqError(
-            f"{path} is not UTF-8: line {line} has the byte 0x{byte:02x}; save it as UTF-8 text"
-        ) from error
-    except OSError as error:
-        raise SparqError(f"cannot read manifest {path}: {error.strerror}; name a tab separated file") from error
-    lines = [line.removesuffix("\r") for line in text.rstrip("\r\n").split("\n")]
-    if len(lines) < 2:
-        raise SparqError(f"{path} has no rows: after the header line, write a line for each utterance")
-    return lines
+def _read_lines(path: Path) -> Iterator[str]:
+    """Yield header and rows; empty lines at the end are left out."""
+    empty = 0
+    for line in read_lines(path, "manifest"):
+        if line:
+            yield from [""] * empty
+            empty = 0
+            yield line
+        else:
+            empty += 1
 
 
 def _check_header(path: Path, columns: list[str]) -> list[str]:
@@ -210,24 +272,25 @@ def _check_header(path: Path, columns: list[str]) -> list[str]:
     return columns
 
 
-def _parse(row: dict[str, str], folder: Path) -> Utterance:
-    raw_seconds = row.get("seconds", "") or "0"
+def _times(row: dict[str, str]) -> tuple[Segment | None, Seconds]:
+    """Return the segment, if there is one, and the length that the row states."""
+    seconds = _time(row, "seconds", "length") or 0.0
+    start = _time(row, "start", "time")
+    if start is None:
+        return None, seconds
+    if not seconds:
+        raise SparqError(f"start {row['start']} without seconds: write how long the part is")
+    return Segment(start=start, seconds=seconds), seconds
+
+
+def _time(row: dict[str, str], column: str, kind: str) -> Seconds | None:
+    raw = row.get(column, "")
+    if not raw:
+        return None
     try:
-        seconds = float(raw_seconds)
+        value = float(raw)
     except ValueError as error:
-        raise SparqError(f"seconds {raw_seconds!r} is not a number: write e.g. 3.25") from error
-    if not (math.isfinite(seconds) and seconds >= 0):
-        raise SparqError(f"seconds {raw_seconds!r} is not a length: write a number that is not negative")
-    raw_text = row.get("text", "")
-    text = normalize_text(raw_text)
-    if raw_text.strip() and not text:
-        raise SparqError(f"text {raw_text!r} has no letter or digit: write what is said, or leave it empty")
-    return Utterance(
-        id=row["id"],
-        path=folder / row["path"],
-        speaker=row.get("speaker", ""),
-        split=row.get("split", ""),
-        seconds=seconds + 0.0,  # no negative zero
-        corpus=row.get("corpus", ""),
-        text=text,
-    )
+        raise SparqError(f"{column} {raw!r} is not a number: write e.g. 3.25") from error
+    if not (math.isfinite(value) and value >= 0):
+        raise SparqError(f"{column} {raw!r} is not a {kind}: write a number that is not negative")
+    return value + 0.0  # no negative zero

@@ -1,13 +1,12 @@
 """Held-out parts: chosen by a hash of names, so neither row order nor a random generator matters."""
 
 import dataclasses
-import hashlib
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 
 from sparq.audio.manifest import Utterance, check_split
+from sparq.audio.spool import Spool, rank
 from sparq.errors import SparqError, near_matches
 
 
@@ -48,69 +47,77 @@ class HeldOut:
             raise SparqError(f"test_split {self.test_split!r} must start with 'test', e.g. 'test-unseen-voice'")
 
 
-def assign_splits(utterances: Sequence[Utterance], rule: HeldOut) -> list[Utterance]:
-    """Return the utterances, in their order, each with its split.
+def assign_splits(utterances: Iterable[Utterance], rule: HeldOut) -> list[Utterance]:
+    """Return the utterances, in their order, each with its split; see `split_source`."""
+    with Spool() as spool:
+        for utterance in utterances:
+            if spool.add(0, utterance, utterance.id):
+                raise SparqError(f"duplicate id {utterance.id!r}: ids must be unique")
+        split_source(spool, 0, rule)
+        return list(spool.utterances())
+
+
+def split_source(spool: Spool, source: int, rule: HeldOut) -> None:
+    """Give each utterance of a source its split.
 
     Utterances that all have a split keep it. Otherwise speakers (or utterances) are sorted by
     SHA-256(seed, kind, name) and taken until the fraction is reached.
+
+    Args:
+        spool: holds the utterances, and is changed.
+        source: number of the source.
+        rule: what to hold out.
 
     Raises:
         SparqError: a part of the utterances has a split and a part has not, a test speaker does not occur,
             utterances lack the speaker that a speaker-disjoint choice needs, or nothing would be left to
             train on.
     """
-    with_split = sum(bool(u.split) for u in utterances)
-    if with_split == len(utterances):
-        return list(utterances)
+    total = spool.count(source)
+    with_split = spool.count(source, "split != ''")
+    if with_split == total:
+        return
     if with_split:
-        without = next(u for u in utterances if not u.split)
-        raise SparqError(f"utterance {without.id!r} has no split, but {with_split} others have one: fill all or none")
-    test = _choose_test(utterances, rule)
-    rest = [u.id for u in utterances if u.id not in test]
-    num_valid = min(_at_least(rule.valid_fraction, len(utterances)), len(rest))
-    valid = set(sorted(rest, key=lambda id_: _rank(rule.seed, "valid", id_))[:num_valid])
-    if not set(rest) - valid and rule.test_fraction + rule.valid_fraction < 1:
-        speakers = len({u.speaker for u in utterances})
+        without = spool.first(source, "split = ''")
+        raise SparqError(f"utterance {without!r} has no split, but {with_split} others have one: fill all or none")
+    _choose_test(spool, source, rule, total)
+    rest = spool.count(source, "split = ''")
+    num_valid = min(_at_least(rule.valid_fraction, total), rest)
+    spool.set_split(source, "valid", kind="valid", seed=rule.seed, most=num_valid)
+    if num_valid == rest and rule.test_fraction + rule.valid_fraction < 1:
         raise SparqError(
-            f"nothing is left to train on: {len(utterances)} utterances of {speakers} speakers are too few;"
+            f"nothing is left to train on: {total} utterances of {len(spool.speakers(source))} speakers are too few;"
             " lower the fractions, name fewer test speakers or set speaker_disjoint to false"
         )
-    names = {**dict.fromkeys(test, rule.test_split), **dict.fromkeys(valid, "valid")}
-    return [dataclasses.replace(u, split=names.get(u.id, "train")) for u in utterances]
+    spool.set_split(source, "train")
 
 
-def _choose_test(utterances: Sequence[Utterance], rule: HeldOut) -> set[str]:
-    """Return the ids to test on."""
-    counts = Counter(u.speaker for u in utterances)
+def _choose_test(spool: Spool, source: int, rule: HeldOut, total: int) -> None:
+    """Give the utterances to test on to their split."""
+    wanted = _at_least(rule.test_fraction, total)
     if rule.test_speakers:
+        counts = spool.speakers(source)
         for speaker in rule.test_speakers:
             if speaker not in counts:
                 raise SparqError(f"no utterance of test speaker {speaker!r}: {near_matches(speaker, sorted(counts))}")
-        return {u.id for u in utterances if u.speaker in rule.test_speakers}
-    wanted = _at_least(rule.test_fraction, len(utterances))
-    if not wanted:
-        return set()
-    if not rule.speaker_disjoint:
-        ids = sorted((u.id for u in utterances), key=lambda id_: _rank(rule.seed, "test", id_))
-        return set(ids[:wanted])
-    if "" in counts:
-        nameless = next(u.id for u in utterances if not u.speaker)
-        raise SparqError(
-            f"utterance {nameless!r} has no speaker, so no speaker-disjoint test split can be made:"
-            " fill the column 'speaker' or set speaker_disjoint to false"
-        )
-    chosen: set[str] = set()
-    for speaker in sorted(counts, key=lambda name: _rank(rule.seed, "speaker", name)):
-        if sum(counts[name] for name in chosen) >= wanted:
-            break
-        chosen.add(speaker)
-    return {u.id for u in utterances if u.speaker in chosen}
+            spool.set_speaker_split(source, speaker, rule.test_split)
+    elif wanted and not rule.speaker_disjoint:
+        spool.set_split(source, rule.test_split, kind="test", seed=rule.seed, most=wanted)
+    elif wanted:
+        nameless = spool.first(source, "speaker = ''")
+        if nameless is not None:
+            raise SparqError(
+                f"utterance {nameless!r} has no speaker, so no speaker-disjoint test split can be made:"
+                " fill the column 'speaker' or set speaker_disjoint to false"
+            )
+        counts, taken = spool.speakers(source), 0
+        for speaker in sorted(counts, key=lambda name: rank(rule.seed, "speaker", name)):
+            if taken >= wanted:
+                break
+            spool.set_speaker_split(source, speaker, rule.test_split)
+            taken += counts[speaker]
 
 
 def _at_least(fraction: float, total: int) -> int:
     """Return the least count that is `fraction` of `total`; 0.1 of 30 is 3, although 0.1 * 30 > 3."""
     return math.ceil(Fraction(repr(float(fraction))) * total)
-
-
-def _rank(seed: int, kind: str, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}\t{kind}\t{name}".encode()).digest()

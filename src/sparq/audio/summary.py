@@ -1,8 +1,9 @@
 """What the first step of a run accepted and rejected, as data and as text."""
 
+import bisect
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from sparq.audio.manifest import Fault, Utterance
 from sparq.types import Seconds
@@ -41,13 +42,8 @@ class DurationBin:
     utterances: int
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Rejected:
-    """An utterance that was left out."""
-
-    id: str
-    path: str
-    reason: str
+MAX_EXAMPLES = 10
+"""Rejected utterances that a report names; all of them are in `rejected.jsonl`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +54,15 @@ class PrepareReport:
         parts: one summary for each corpus and split that is not empty.
         durations: histogram over all accepted utterances.
         text_characters: how often each character occurs in all texts.
-        rejected: utterances left out, in the order of the manifests.
+        rejected: number of utterances left out.
+        reasons: why, for the first of them.
     """
 
     parts: tuple[PartSummary, ...]
     durations: tuple[DurationBin, ...]
     text_characters: dict[str, int]
-    rejected: tuple[Rejected, ...]
+    rejected: int
+    reasons: tuple[str, ...]
 
     @property
     def utterances(self) -> int:
@@ -77,41 +75,64 @@ class PrepareReport:
         return sum(part.hours for part in self.parts)
 
 
-def summarize(accepted: Sequence[Utterance], rejected: Sequence[Fault]) -> PrepareReport:
-    """Count the accepted utterances by corpus and split, by length and by character; list the rejected."""
-    groups: dict[tuple[str, str], list[Utterance]] = {}
-    for utterance in accepted:
-        groups.setdefault((utterance.corpus, utterance.split), []).append(utterance)
-    parts = tuple(
-        PartSummary(
-            corpus=corpus,
-            split=split,
-            utterances=len(group),
-            with_text=sum(bool(u.text) for u in group),
-            speakers=len({u.speaker for u in group} - {""}),
-            hours=sum(u.seconds for u in group) / 3600,
-        )
-        for (corpus, split), group in sorted(groups.items())
-    )
+def summarize(rows: Iterable[Utterance | Fault]) -> PrepareReport:
+    """Count utterances by corpus and split, by length and by character, and those left out, in one pass.
+
+    Memory grows with the number of speakers, not with the number of utterances.
+    """
+    parts: dict[tuple[str, str], _Part] = {}
+    bins = [0] * len(HISTOGRAM_EDGES)
+    characters: Counter[str] = Counter()
+    rejected, reasons = 0, []
+    for row in rows:
+        if isinstance(row, Fault):
+            rejected += 1
+            if rejected <= MAX_EXAMPLES:
+                reasons.append(row.reason)
+            continue
+        parts.setdefault((row.corpus, row.split), _Part()).add(row)
+        bins[bisect.bisect_right(HISTOGRAM_EDGES, row.seconds) - 1] += 1
+        characters.update(row.text)
     uppers = (*HISTOGRAM_EDGES[1:], None)
-    durations = tuple(
-        DurationBin(
-            lower=lower,
-            upper=upper,
-            utterances=sum(lower <= u.seconds and (upper is None or u.seconds < upper) for u in accepted),
-        )
-        for lower, upper in zip(HISTOGRAM_EDGES, uppers, strict=True)
-    )
-    characters = Counter(character for utterance in accepted for character in utterance.text)
     return PrepareReport(
-        parts=parts,
-        durations=durations,
+        parts=tuple(
+            PartSummary(
+                corpus=corpus,
+                split=split,
+                utterances=part.utterances,
+                with_text=part.with_text,
+                speakers=len(part.speakers - {""}),
+                hours=part.seconds / 3600,
+            )
+            for (corpus, split), part in sorted(parts.items())
+        ),
+        durations=tuple(
+            DurationBin(lower=lower, upper=upper, utterances=count)
+            for lower, upper, count in zip(HISTOGRAM_EDGES, uppers, bins, strict=True)
+        ),
         text_characters=dict(sorted(characters.items())),
-        rejected=tuple(Rejected(id=fault.id, path=str(fault.path), reason=fault.reason) for fault in rejected),
+        rejected=rejected,
+        reasons=tuple(reasons),
     )
 
 
-def format_report(report: PrepareReport, *, max_rejected: int = 10) -> str:
+class _Part:
+    """What is counted of one corpus and split."""
+
+    def __init__(self) -> None:
+        self.utterances = 0
+        self.with_text = 0
+        self.seconds = 0.0
+        self.speakers: set[str] = set()
+
+    def add(self, utterance: Utterance) -> None:
+        self.utterances += 1
+        self.with_text += bool(utterance.text)
+        self.seconds += utterance.seconds
+        self.speakers.add(utterance.speaker)
+
+
+def format_report(report: PrepareReport, *, max_rejected: int = MAX_EXAMPLES) -> str:
     """Return the report as text for a terminal: a table, a histogram and the first rejected utterances."""
     header = ("corpus", "split", "utterances", "with text", "speakers", "hours")
     rows = [
@@ -135,8 +156,9 @@ def format_report(report: PrepareReport, *, max_rejected: int = 10) -> str:
         bar = "#" * round(40 * bin_.utterances / most)
         lines.append(f"{span:>7}  {bin_.utterances:>10}  {bar}".rstrip())
     lines += ["", f"text characters: {''.join(report.text_characters).strip() or 'none'}"]
-    lines.append(f"rejected: {len(report.rejected)}")
-    lines += [f"  {rejected.reason}" for rejected in report.rejected[:max_rejected]]
-    if len(report.rejected) > max_rejected:
-        lines.append(f"  ... and {len(report.rejected) - max_rejected} more: see prepare.json")
+    shown = report.reasons[:max_rejected]
+    lines.append(f"rejected: {report.rejected}")
+    lines += [f"  {reason}" for reason in shown]
+    if report.rejected > len(shown):
+        lines.append(f"  ... and {report.rejected - len(shown)} more: see rejected.jsonl")
     return "\n".join(lines)

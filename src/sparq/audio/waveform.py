@@ -38,6 +38,26 @@ _PROMISED_BYTES = re.compile(
 _LARGEST_OGG_PAGE = 27 + 255 + 255 * 255  # bytes: header, segment table, segments (RFC 3533, section 6)
 # Without a Xing header the length of an MP3 file is estimated from its bit rate, padding included.
 _MP3_SLACK: Seconds = 0.1
+# Frames of MP3 use bits of earlier ones, so decoding is wrong after a seek (for 0.12 s of speech at 23 kbit/s), and
+# soundfile seeks after every read.
+_MP3_LEAD: Seconds = 1.0
+
+
+MAX_OVERSHOOT: Seconds = 0.5
+"""How far a segment may reach past the end of its file, which then ends it, as in Kaldi's extract-segments."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a recording.
+
+    Attributes:
+        start: where it begins, in seconds from the start of the file.
+        seconds: its length in seconds.
+    """
+
+    start: Seconds
+    seconds: Seconds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,11 +85,14 @@ def probe(path: str | Path) -> AudioInfo:
         return AudioInfo(seconds=file.frames / file.samplerate, sample_rate=file.samplerate, channels=file.channels)
 
 
-def read_waveform(path: str | Path, *, max_seconds: Seconds = MAX_SECONDS) -> Float32[np.ndarray, "samples"]:
-    """Read a sound file as mono float32 at 16 kHz, full scale at 1.
+def read_waveform(
+    path: str | Path, *, segment: Segment | None = None, max_seconds: Seconds = MAX_SECONDS
+) -> Float32[np.ndarray, "samples"]:
+    """Read a sound file, or a segment of it, as mono float32 at 16 kHz, full scale at 1.
 
     Args:
         path: a file in any format of libsndfile (WAV, FLAC, Ogg Vorbis and Opus, MP3, AIFF, NIST, ...).
+        segment: the part to read; the whole file if None. Nothing before it is decoded.
         max_seconds: the longest file to take; longer ones are refused by their header, before decoding.
 
     Returns:
@@ -77,18 +100,21 @@ def read_waveform(path: str | Path, *, max_seconds: Seconds = MAX_SECONDS) -> Fl
 
     Raises:
         SparqError: the file is missing, a folder, empty, without samples, truncated, not audio, silent,
-            shorter than 0.05 s, longer than `max_seconds`, or has samples that are NaN or infinite.
+            shorter than 0.05 s, longer than `max_seconds`, has samples that are NaN or infinite, or ends more
+            than 0.5 s before the segment does.
     """
-    return np.concatenate(list(_checked_blocks(Path(path), max_seconds)))
+    return np.concatenate(list(_checked_blocks(Path(path), segment, max_seconds)))
 
 
-def measure_waveform(path: str | Path, *, max_seconds: Seconds = MAX_SECONDS) -> Seconds:
-    """Decode and check a whole file as `read_waveform` does, holding one block at a time; return its length.
+def measure_waveform(
+    path: str | Path, *, segment: Segment | None = None, max_seconds: Seconds = MAX_SECONDS
+) -> Seconds:
+    """Decode and check as `read_waveform` does, holding one block at a time; return the length.
 
     Raises:
         SparqError: as `read_waveform`.
     """
-    return sum(len(block) for block in _checked_blocks(Path(path), max_seconds)) / SAMPLE_RATE
+    return sum(len(block) for block in _checked_blocks(Path(path), segment, max_seconds)) / SAMPLE_RATE
 
 
 def _open(path: Path) -> "soundfile.SoundFile":
@@ -168,17 +194,39 @@ def _length(frames: int, file: "soundfile.SoundFile") -> str:
     return f"{frames / file.samplerate:.3f} s"
 
 
-def _raw_blocks(path: Path, file: "soundfile.SoundFile") -> Iterator[Float32[np.ndarray, "frames channels"]]:
-    """Yield the decoded file at its own rate."""
+def _span(path: Path, file: "soundfile.SoundFile", segment: Segment | None) -> tuple[int, int]:
+    """Return the first frame and the number of frames to read."""
+    if segment is None:
+        return 0, file.frames
+    first, end = (round(s * file.samplerate) for s in (segment.start, segment.start + segment.seconds))
+    if end > file.frames + MAX_OVERSHOOT * file.samplerate:
+        raise SparqError(
+            f"{path} lasts {_length(file.frames, file)}, but a segment from {segment.start:.3f} s to"
+            f" {segment.start + segment.seconds:.3f} s is wanted: correct the segment"
+        )
+    return first, max(0, min(end, file.frames) - first)
+
+
+def _raw_blocks(
+    path: Path, file: "soundfile.SoundFile", first: int, promised: int
+) -> Iterator[Float32[np.ndarray, "frames channels"]]:
+    """Yield the decoded frames at the file's own rate."""
     block_frames = round(BLOCK_SECONDS * file.samplerate)
-    promised, held = file.frames, 0
+    whole = (first, promised) == (0, file.frames)
+    held = 0
     while True:
+        # A whole file is read to its end, wherever its header puts that.
+        wanted = block_frames if whole else min(block_frames, promised - held)
         try:
-            block = file.read(block_frames, dtype="float32", always_2d=True)
+            place = first + held
+            lead = min(place, round(_MP3_LEAD * file.samplerate)) if file.format == "MP3" else 0
+            if lead or not held:
+                file.seek(place - lead)
+            block = file.read(lead + wanted, dtype="float32", always_2d=True)[lead:]
         except soundfile.LibsndfileError as error:
             raise SparqError(
-                f"{path} is truncated or damaged: decoding fails after {_length(held, file)} of"
-                f" {_length(promised, file)} ({error.error_string.strip()}); copy it again"
+                f"{path} is truncated or damaged: decoding fails after {_length(first + held, file)} of"
+                f" {_length(first + promised, file)} ({error.error_string.strip()}); copy it again"
             ) from error
         if not len(block):
             break
@@ -186,29 +234,33 @@ def _raw_blocks(path: Path, file: "soundfile.SoundFile") -> Iterator[Float32[np.
         yield block
     slack = _MP3_SLACK * file.samplerate if file.format == "MP3" else 0
     if held < promised - slack:
-        raise _truncated(path, file, promised, held)
+        raise _truncated(path, file, first + promised, first + held)
 
 
-def _checked_blocks(path: Path, max_seconds: Seconds) -> Iterator[Float32[np.ndarray, "samples"]]:
-    """Yield a file as mono blocks at 16 kHz; faults that show only at the end come after the last block."""
+def _checked_blocks(
+    path: Path, segment: Segment | None, max_seconds: Seconds
+) -> Iterator[Float32[np.ndarray, "samples"]]:
+    """Yield mono blocks at 16 kHz; faults that show only at the end come after the last block."""
     with _open(path) as file:
-        seconds = file.frames / file.samplerate
         if not file.frames:
             raise SparqError(f"{path} has a header but no samples: record or export it again")
+        first, frames = _span(path, file, segment)
+        seconds = frames / file.samplerate
+        what = f"{path}" if segment is None else f"{path} from {segment.start:.3f} s on"
         if seconds > max_seconds:
             raise SparqError(
-                f"{path} lasts {seconds / 3600:.2f} hours, longer than the limit of {max_seconds:g} s:"
+                f"{what} lasts {seconds / 3600:.2f} hours, longer than the limit of {max_seconds:g} s:"
                 " split it into utterances"
             )
         if seconds < MIN_SECONDS:
-            raise SparqError(f"{path} lasts {seconds:.4f} s, shorter than {MIN_SECONDS} s: drop it")
+            raise SparqError(f"{what} lasts {seconds:.4f} s, shorter than {MIN_SECONDS} s: drop it")
         resampler = (
             soxr.ResampleStream(file.samplerate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
             if file.samplerate != SAMPLE_RATE
             else None
         )
         peak, num_bad = 0.0, 0
-        for block in _raw_blocks(path, file):
+        for block in _raw_blocks(path, file, first, frames):
             num_bad += int(np.count_nonzero(~np.isfinite(block)))
             if num_bad:
                 continue  # only the count is still of interest
@@ -217,10 +269,10 @@ def _checked_blocks(path: Path, max_seconds: Seconds) -> Iterator[Float32[np.nda
             peak = max(peak, float(np.abs(samples).max(initial=0.0)))
             yield samples
         if num_bad:
-            raise SparqError(f"{path} has {num_bad} samples that are NaN or infinite: export it again without them")
+            raise SparqError(f"{what} has {num_bad} samples that are NaN or infinite: export it again without them")
         if resampler is not None:
             tail = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
             peak = max(peak, float(np.abs(tail).max(initial=0.0)))
             yield tail
         if peak < SILENCE_PEAK:
-            raise SparqError(f"{path} is silent: its peak is {peak:.1e}, below {SILENCE_PEAK:.0e}; record it again")
+            raise SparqError(f"{what} is silent: its peak is {peak:.1e}, below {SILENCE_PEAK:.0e}; record it again")

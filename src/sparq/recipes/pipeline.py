@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from sparq.audio.corpora import corpus_lists
 from sparq.recipes.evaluate_step import run_evaluate
 from sparq.recipes.jobs import FrameworkStep, Step
 from sparq.recipes.quantize_step import run_quantize
@@ -12,8 +13,8 @@ from sparq.recipes.speech_steps import run_prepare, run_units, run_vocab
 from sparq.recipes.train_step import run_train
 
 
-def _manifests(recipe: Recipe) -> Iterable[Path]:
-    return [source.manifest for source in recipe.prepare.sources]
+def _lists(recipe: Recipe) -> Iterable[Path]:
+    return [path for s in recipe.prepare.sources for path in corpus_lists(s.layout, s.path, s.subsets)]
 
 
 def _prose(recipe: Recipe) -> Iterable[Path]:
@@ -26,8 +27,9 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         needs=(),
         config=lambda recipe: used_settings(recipe, "prepare", "seed"),
         run=run_prepare,
-        owns=("manifest.tsv", "prepare.json"),
-        files=_manifests,
+        owns=("manifest.tsv", "prepare.json", "rejected.jsonl"),
+        version=2,
+        files=_lists,
     ),
     Step(
         name="units",
@@ -39,7 +41,7 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
     Step(
         name="vocab",
         needs=("units",),
-        config=lambda recipe: used_settings(recipe, "vocab"),
+        config=lambda recipe: used_settings(recipe, "vocab", "seed"),
         run=run_vocab,
         owns=("vocab",),
         files=lambda recipe: recipe.vocab.extra_text,

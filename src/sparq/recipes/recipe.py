@@ -130,14 +130,21 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         text = _expand(value, where, environ)
         return str(resolve(text, where)) if text.startswith((".", "~", "/")) else text
 
+    def resolve_optional(value: Path | None, where: str) -> Path | None:
+        return None if value is None else resolve(value, where)
+
     sources = tuple(
-        dataclasses.replace(source, manifest=resolve(source.manifest, f"recipe.prepare.sources[{index}].manifest"))
+        dataclasses.replace(
+            source,
+            manifest=resolve_optional(source.manifest, f"recipe.prepare.sources[{index}].manifest"),
+            folder=resolve_optional(source.folder, f"recipe.prepare.sources[{index}].folder"),
+        )
         for index, source in enumerate(recipe.prepare.sources)
     )
     texts = tuple(
         resolve(text, f"recipe.vocab.extra_text[{index}]") for index, text in enumerate(recipe.vocab.extra_text)
     )
-    prose = None if recipe.evaluate.prose is None else resolve(recipe.evaluate.prose, "recipe.evaluate.prose")
+    prose = resolve_optional(recipe.evaluate.prose, "recipe.evaluate.prose")
     features = resolve_name(recipe.units.features, "recipe.units.features")
     backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone")
     return dataclasses.replace(

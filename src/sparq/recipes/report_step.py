@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import soundfile
 import torch
 
 from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.audio.manifest import read_manifest
+from sparq.audio.waveform import read_waveform
 from sparq.configuration import to_mapping
 from sparq.files import read_json, remove
 from sparq.pretrained import resolve_model, weights_note
@@ -35,6 +37,7 @@ from sparq.report import (
 from sparq.report.codec import row_from_json
 from sparq.tokens import make_example
 from sparq.training import Update, read_log
+from sparq.types import SAMPLE_RATE
 
 NUM_CLIPS = 3
 NUM_EXAMPLES = 8
@@ -163,15 +166,20 @@ def _clips(run: RunFolder, rows: Sequence[Row]) -> tuple[AudioSample, ...]:
             for example in split.examples:
                 heard.setdefault(example.id, {})[row.key] = example.hypothesis
                 references[example.id] = example.reference
-    paths = {u.id: u.path for u in read_manifest(run.manifest) if u.id in references}
+    spoken = {u.id: u for u in read_manifest(run.manifest) if u.id in references}
     ids = sorted(references)
     chosen = ids[:: max(1, len(ids) // NUM_CLIPS)][:NUM_CLIPS]
     remove(run.path / "clips")
     (run.path / "clips").mkdir()
     samples = []
     for id_ in chosen:
-        copy = run.path / "clips" / f"{id_}{paths[id_].suffix}"
-        shutil.copyfile(paths[id_], copy)
+        utterance = spoken[id_]
+        if utterance.segment is None:
+            copy = run.path / "clips" / f"{id_}{utterance.path.suffix}"
+            shutil.copyfile(utterance.path, copy)
+        else:  # the file may be a whole chapter
+            copy = run.path / "clips" / f"{id_}.flac"
+            soundfile.write(copy, read_waveform(utterance.path, segment=utterance.segment), SAMPLE_RATE)
         samples.append(
             AudioSample(id=id_, path=str(copy.relative_to(run.path)), reference=references[id_], hypotheses=heard[id_])
         )

@@ -41,8 +41,13 @@ class RunFolder:
 
     @property
     def prepare(self) -> Path:
-        """Counts of utterances, hours and speakers, and the rejected recordings."""
+        """Counts of utterances, hours and speakers."""
         return self.path / "prepare.json"
+
+    @property
+    def rejected(self) -> Path:
+        """The rejected recordings, and why."""
+        return self.path / "rejected.jsonl"
 
     @property
     def units(self) -> Path:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from sparq.audio.corpora import FORMATS
+from sparq.errors import SparqError, near_matches
 from sparq.recipes.checks import (
     NO_EFFECT,
     check,
@@ -24,12 +26,16 @@ MAX_UNITS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One corpus: a manifest and how it is split.
+    """One corpus: a manifest, or a folder of a known format, and how it is split.
 
     Attributes:
         manifest: TSV with a row for each utterance; a relative path starts at the recipe's folder, and
             `${NAME}` is the environment variable of that name.
+        folder: in place of a manifest, the folder of a corpus as it is published; paths as above.
+        format: what the folder holds, a name in `sparq.audio.corpora.FORMATS`.
+        subsets: the parts of the folder to read, such as `train-clean-100`; all that are there if empty.
         corpus: name of the corpus, for counts and results.
+        splits: `published` keeps the splits that the corpus comes with, `drawn` holds out by the rules below.
         test_speakers: speakers held out as the test split; if empty they are drawn.
         test_fraction: part of the utterances held out for test, filled with whole speakers if
             `speaker_disjoint`; without effect if `test_speakers` are named.
@@ -39,17 +45,43 @@ class SourceConfig:
         test_split: name of the test split; must start with `test`.
     """
 
-    manifest: Path
     corpus: str
+    manifest: Path | None = None
+    folder: Path | None = None
+    format: str | None = None
+    subsets: tuple[str, ...] = ()
+    splits: Literal["published", "drawn"] = "published"
     test_speakers: tuple[str, ...] = ()
     test_fraction: float = 0.1
     valid_fraction: float = 0.05
     speaker_disjoint: bool = True
     test_split: str = "test"
 
+    @property
+    def path(self) -> Path:
+        """The manifest, or the folder."""
+        path = self.manifest or self.folder
+        assert path is not None, "a valid source has one of them"
+        return path
+
+    @property
+    def layout(self) -> str:
+        """The name of the format in `FORMATS`."""
+        return self.format or "manifest"
+
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         check_not_empty(where, corpus=self.corpus)
+        if self.manifest is None and self.folder is None:
+            raise SparqError(f"{where}.manifest is missing: expected a manifest, or a folder and its format")
+        if self.manifest is not None and (self.folder or self.format or self.subsets):
+            raise SparqError(f"{where} has a manifest, and a folder, format or subsets: expected one or the other")
+        if self.folder is not None:
+            formats = [name for name in FORMATS if name != "manifest"]
+            if self.format not in formats:
+                right = near_matches(self.format, formats) if self.format else f"expected one of {', '.join(formats)}"
+                raise SparqError(f"{where}.format is {self.format!r}: {right}")
+        check_unique(f"{where}.subsets", self.subsets)
         check_unique(f"{where}.test_speakers", self.test_speakers)
         for name, value in (("test_fraction", self.test_fraction), ("valid_fraction", self.valid_fraction)):
             check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
@@ -125,14 +157,18 @@ class VocabConfig:
         size: number of pieces; 5000 for 200 units in VoxtLM.
         model_type: SentencePiece's algorithm; unigram in VoxtLM.
         text_repeat: how often each line of text counts beside one line of units.
-        extra_text: more text files, a sentence a line; paths as in a source's manifest.
+        extra_text: more text files, a sentence a line, plain or `.gz`; paths as in a source's manifest.
+        extra_lines: take a random sample of so many lines of each of these; 0 takes all. SentencePiece holds
+            them in memory; VoxtLM fits its model on at most 700,000.
     """
 
     size: int = 5000
     model_type: Literal["unigram", "bpe"] = "unigram"
     text_repeat: int = 1
     extra_text: tuple[Path, ...] = ()
+    extra_lines: int = 0
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         check_positive(where, size=self.size, text_repeat=self.text_repeat)
+        check(self.extra_lines >= 0, f"{where}.extra_lines", self.extra_lines, "at least 0")

@@ -9,9 +9,8 @@ from sparq.audio.manifest import read_manifest
 from sparq.audio.prepare import Source, prepare
 from sparq.audio.splits import HeldOut
 from sparq.audio.summary import format_report
-from sparq.audio.text import normalize_text
+from sparq.data.text_lines import read_texts
 from sparq.errors import SparqError
-from sparq.files import read_text
 from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
@@ -43,8 +42,11 @@ def run_prepare(recipe: Recipe, run: RunFolder) -> list[Path]:
     """Check every recording, split the corpora and write the manifest."""
     sources = [
         Source(
-            manifest=source.manifest,
+            path=source.path,
             corpus=source.corpus,
+            format=source.layout,
+            subsets=source.subsets,
+            splits=source.splits,
             held_out=HeldOut(
                 test_speakers=source.test_speakers,
                 test_fraction=source.test_fraction,
@@ -59,7 +61,7 @@ def run_prepare(recipe: Recipe, run: RunFolder) -> list[Path]:
     report = prepare(sources, out=run.path, skip_bad=recipe.prepare.skip_bad, max_seconds=recipe.prepare.max_seconds)
     for line in format_report(report).splitlines():
         _LOG.info("  %s", line)
-    return [run.manifest, run.prepare]
+    return [run.manifest, run.prepare, run.rejected]
 
 
 def feature_spec(features: str, layer: int, dtype: str) -> FeatureSpec:
@@ -105,9 +107,8 @@ def run_vocab(recipe: Recipe, run: RunFolder) -> list[Path]:
         lines.append(units_to_text(utterance.units.tolist()))
         lines += [as_line(utterance.text)] * recipe.vocab.text_repeat if utterance.text else []
     for file in recipe.vocab.extra_text:
-        for line in read_text(file).splitlines():
-            if text := normalize_text(line):
-                lines += [as_line(text)] * recipe.vocab.text_repeat
+        for text in read_texts(file, most=recipe.vocab.extra_lines, seed=recipe.seed):
+            lines += [as_line(text)] * recipe.vocab.text_repeat
     vocabulary = fit_vocabulary(
         lines,
         size=recipe.vocab.size,

@@ -51,10 +51,10 @@ def read_groups(groups: Sequence[Sequence[Utterance]]) -> Iterator[list[Float32[
     """
     pool = ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1), thread_name_prefix="decode")
     try:
-        pending = [[pool.submit(read_waveform, u.path) for u in group] for group in groups[:1]]
+        pending = [[pool.submit(read_waveform, u.path, segment=u.segment) for u in group] for group in groups[:1]]
         for _, upcoming in pairwise([*groups, ()]):
             current = pending.pop()
-            pending.append([pool.submit(read_waveform, u.path) for u in upcoming])
+            pending.append([pool.submit(read_waveform, u.path, segment=u.segment) for u in upcoming])
             yield [future.result() for future in current]
     finally:
         pool.shutdown(cancel_futures=True)
