@@ -38,7 +38,7 @@ def quantize(
 
     All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's two
     products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The
-    copy shares no storage with the model; the float weights of the quantized layers are never copied. It is in
+    copy shares no storage with the model; only `rotation` copies the float weights of the quantized layers. It is in
     evaluation mode and its parameters are frozen, for inference.
 
         quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
