@@ -39,7 +39,7 @@ def test_kaldi_with_segments(tmp_path: Path) -> None:
         "wav.scp", "segments", "text", "utt2spk",
     ]  # fmt: skip
     text(place / "segments", "ben-2 rec3 0.5 1.25")
-    assert "segments, line 1: no recording of that name in" in faults("kaldi", place)[0]
+    assert "segments, line 1, utterance 'ben-2': no recording of that name in" in faults("kaldi", place)[0]
     for line in ("ben-2 rec1 0.5", "ben-2 rec1 1 0.5", "ben-2 rec1 a b", "ben-2 rec1 0 -1", ""):
         text(place / "segments", line)
         with pytest.raises(SparqError, match="segments, line 1 is '.*': expected"):

@@ -14,6 +14,7 @@ import soundfile
 from sparq.audio.manifest import Utterance, read_manifest, write_manifest
 from sparq.audio.prepare import Source, prepare
 from sparq.audio.splits import HeldOut
+from sparq.audio.spool import Spool
 from sparq.audio.summary import format_report
 from sparq.errors import SparqError
 
@@ -318,3 +319,14 @@ def test_ids_twice_in_a_source(tmp_path: Path) -> None:
     manifest = _corpus(tmp_path, num_speakers=1, each=2)
     manifest.write_text(manifest.read_text() + manifest.read_text().splitlines()[1] + "\n")
     assert "corpus.tsv: duplicate id 's0-0' (" in _fault(Source(path=manifest, corpus="c"), tmp_path / "run")
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    def fill() -> None:
+        with Spool() as spool:
+            spool._db.execute("PRAGMA max_page_count = 20")
+            for i in range(5000):
+                spool.add(0, Utterance(id=f"u{i}", path=tmp_path / "a.wav"), f"c-u{i}")
+
+    with pytest.raises(SparqError, match="no space left on the disk for temporary files"):
+        fill()

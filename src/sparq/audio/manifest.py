@@ -66,6 +66,10 @@ class Fault:
     reason: str
 
 
+Row = Utterance | Fault
+"""What a reader yields."""
+
+
 def read_manifest(path: str | Path, *, require_audio: bool = True) -> list[Utterance]:
     """Read a manifest; text comes back normalized and audio paths absolute.
 
@@ -98,7 +102,7 @@ def read_manifest(path: str | Path, *, require_audio: bool = True) -> list[Utter
     return utterances
 
 
-def scan_manifest(path: str | Path) -> Iterator[Utterance | Fault]:
+def scan_manifest(path: str | Path) -> Iterator[Row]:
     """Stream a manifest; a row of unfit text or times becomes a `Fault`.
 
     Audio files are not looked at, and ids may repeat: whoever holds them all has to look.
@@ -159,7 +163,7 @@ def make_row(
     seconds: Seconds = 0.0,
     corpus: str = "",
     text: str = "",
-) -> Utterance | Fault:
+) -> Row:
     """Return an utterance with its text normalized, or what is wrong with its id or text.
 
     Args:

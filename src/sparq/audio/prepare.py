@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from sparq.audio.corpora import read_corpus
-from sparq.audio.manifest import Fault, Utterance, check_name, write_manifest
+from sparq.audio.manifest import Fault, Row, Utterance, check_name, write_manifest
 from sparq.audio.splits import HeldOut, split_source
-from sparq.audio.spool import Row, Spool
+from sparq.audio.spool import Spool
 from sparq.audio.summary import PrepareReport, summarize
 from sparq.audio.waveform import MAX_SECONDS, measure_waveform
 from sparq.errors import SparqError

@@ -12,10 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sparq.audio.manifest import Fault, Utterance
+from sparq.audio.manifest import Fault, Row, Utterance
 from sparq.errors import SparqError
-
-Row = Utterance | Fault
 
 _PAGE = 1000
 _COLUMNS = "id, path, speaker, split, start, seconds, corpus, text, reason"

@@ -5,7 +5,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable
 
-from sparq.audio.manifest import Fault, Utterance
+from sparq.audio.manifest import Fault, Row, Utterance
 from sparq.types import Seconds
 
 HISTOGRAM_EDGES: tuple[Seconds, ...] = (0.0, 1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0)
@@ -75,7 +75,7 @@ class PrepareReport:
         return sum(part.hours for part in self.parts)
 
 
-def summarize(rows: Iterable[Utterance | Fault]) -> PrepareReport:
+def summarize(rows: Iterable[Row]) -> PrepareReport:
     """Count utterances by corpus and split, by length and by character, and those left out, in one pass.
 
     Memory grows with the number of speakers, not with the number of utterances.

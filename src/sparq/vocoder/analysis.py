@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from sparq.audio import Utterance, read_waveform
+from sparq.audio.waveform import Segment
 from sparq.errors import SparqError
 from sparq.files import atomic_path, fingerprint
 from sparq.progress import progress
@@ -29,6 +30,7 @@ class Recording:
     Attributes:
         id: as in the manifest.
         path: the sound file.
+        segment: the part of the file, or None for the whole.
         speaker: as in the manifest.
         text: as in the manifest.
         units: one unit per frame.
@@ -39,6 +41,7 @@ class Recording:
 
     id: str
     path: Path
+    segment: Segment | None = None
     speaker: str
     text: str
     units: UInt16[np.ndarray, "frames"]
@@ -48,7 +51,7 @@ class Recording:
 
     def waveform(self) -> Float32[np.ndarray, "samples"]:
         """Read the samples, 320 for each unit: silence is added, or a rest without a unit is cut."""
-        return fit_to_frames(read_waveform(self.path), len(self.units))
+        return fit_to_frames(read_waveform(self.path, segment=self.segment), len(self.units))
 
 
 def fit_to_frames(waveform: Float32[np.ndarray, "samples"], num_frames: int) -> Float32[np.ndarray, "fitted"]:
@@ -79,8 +82,8 @@ def analyze(
     Raises:
         SparqError: units without a recording in the manifest, or a recording that cannot be read.
     """
-    paths = {utterance.id: utterance.path for utterance in utterances}
-    missing = [row.id for row in units if row.id not in paths]
+    spoken = {utterance.id: utterance for utterance in utterances}
+    missing = [row.id for row in units if row.id not in spoken]
     if missing:
         raise SparqError(
             f"units of {missing[0]!r} have no recording in the manifest: use units and manifest of one run"
@@ -89,14 +92,15 @@ def analyze(
     key = fingerprint(encoder.fingerprint, [(row.id, len(f)) for row, f in zip(units, frames, strict=True)])
     found = _read(cache, key)
     if found is None:
-        found = _compute([paths[row.id] for row in units], [len(f) for f in frames], encoder, label)
+        found = _compute([spoken[row.id] for row in units], [len(f) for f in frames], encoder, label)
         with atomic_path(cache) as temporary:
             temporary.write_bytes(save(found, metadata={"sparq": json.dumps({"key": key})}))
     ends = np.cumsum([len(f) for f in frames])[:-1]
     hertz, voiced = (np.split(found[name], ends) for name in ("hertz", "voiced"))
     return [
         Recording(
-            id=row.id, path=paths[row.id], speaker=row.speaker, text=row.text, units=f, hertz=h, voiced=v.astype(bool),
+            id=row.id, path=spoken[row.id].path, segment=spoken[row.id].segment,
+            speaker=row.speaker, text=row.text, units=f, hertz=h, voiced=v.astype(bool),
             vector=vector,
         )
         for row, f, h, v, vector in zip(units, frames, hertz, voiced, found["vectors"], strict=True)
@@ -104,13 +108,16 @@ def analyze(
 
 
 def _compute(
-    paths: Sequence[Path], lengths: Sequence[int], encoder: SpeakerEncoder, label: str
+    utterances: Sequence[Utterance], lengths: Sequence[int], encoder: SpeakerEncoder, label: str
 ) -> dict[str, np.ndarray]:
     hertz, voiced, vectors = [], [], []
-    with progress(label, total=len(paths), unit="clip") as bar:
-        for first in range(0, len(paths), _CLIPS_PER_BATCH):
+    with progress(label, total=len(utterances), unit="clip") as bar:
+        for first in range(0, len(utterances), _CLIPS_PER_BATCH):
             batch = slice(first, first + _CLIPS_PER_BATCH)
-            clips = [fit_to_frames(read_waveform(p), n) for p, n in zip(paths[batch], lengths[batch], strict=True)]
+            clips = [
+                fit_to_frames(read_waveform(u.path, segment=u.segment), n)
+                for u, n in zip(utterances[batch], lengths[batch], strict=True)
+            ]
             vectors.append(encoder.embed(clips))
             for clip in clips:
                 pitch, heard = track_pitch(clip)

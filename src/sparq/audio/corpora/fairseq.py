@@ -12,8 +12,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from sparq.audio.corpora.folders import Row, file_names, split_of
-from sparq.audio.manifest import make_row
+from sparq.audio.corpora.folders import file_names, split_of
+from sparq.audio.manifest import Row, make_row
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_lines
 from sparq.types import SAMPLE_RATE

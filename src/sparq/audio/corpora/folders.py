@@ -4,10 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparq.audio.manifest import Fault, Utterance
 from sparq.errors import SparqError, near_matches
-
-Row = Utterance | Fault
 
 _SPLITS = {"train": "train", "dev": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from sparq.audio.corpora.fairseq import fairseq_lists, read_fairseq
-from sparq.audio.corpora.folders import Row
 from sparq.audio.corpora.huggingface import huggingface_lists, read_huggingface
 from sparq.audio.corpora.kaldi import kaldi_lists, read_kaldi
 from sparq.audio.corpora.lhotse import lhotse_lists, read_lhotse
@@ -15,7 +14,7 @@ from sparq.audio.corpora.libritts import read_libritts
 from sparq.audio.corpora.ljspeech import ljspeech_lists, read_ljspeech
 from sparq.audio.corpora.mls import mls_lists, read_mls
 from sparq.audio.corpora.vctk import read_vctk
-from sparq.audio.manifest import scan_manifest
+from sparq.audio.manifest import Row, scan_manifest
 from sparq.errors import SparqError, unknown
 
 

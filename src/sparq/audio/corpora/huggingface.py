@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sparq.audio.corpora.folders import Row, split_of, subfolders
-from sparq.audio.manifest import make_row
+from sparq.audio.corpora.folders import split_of, subfolders
+from sparq.audio.manifest import Row, make_row
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_lines
 

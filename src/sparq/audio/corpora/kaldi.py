@@ -15,9 +15,9 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, split_of
+from sparq.audio.corpora.folders import split_of
 from sparq.audio.corpora.lookup import Lookup
-from sparq.audio.manifest import Fault, make_row
+from sparq.audio.manifest import Fault, Row, make_row
 from sparq.audio.waveform import Segment
 from sparq.errors import SparqError
 from sparq.files import read_lines
@@ -54,22 +54,21 @@ def _directory(place: Path, split: str) -> Iterator[Row]:
         if recordings is not None:
             stack.enter_context(recordings)
         for where, id_, path, segment in _cuts(segments, recordings) if recordings else _whole(scp):
+            text = texts.get(id_) if texts else ""
+            speaker = speakers.get(id_) if speakers else ""
+            wrong = None
             if path is None:
-                yield Fault(id=id_, path=place, reason=f"{where}: no recording of that name in {scp}: add it")
+                wrong = f"no recording of that name in {scp}: add it"
             elif path.endswith("|"):
-                reason = f"{where}: {scp} has a command, which is never run: write its output to a file and name that"
-                yield Fault(id=id_, path=place, reason=reason)
+                wrong = f"{scp} has a command, which is never run: write its output to a file and name that"
+            elif text is None or speaker is None:
+                wrong = f"no line of it in {place / ('text' if text is None else 'utt2spk')}: add it"
+            if wrong:
+                yield Fault(id=id_, path=place, reason=f"{where}, utterance {id_!r}: {wrong}")
             else:
-                text = texts.get(id_) if texts else ""
-                speaker = speakers.get(id_) if speakers else ""
-                missing = "text" if text is None else "utt2spk" if speaker is None else None
-                if missing:
-                    reason = f"{where}, utterance {id_!r}: no line of it in {place / missing}: add it"
-                    yield Fault(id=id_, path=place / path, reason=reason)
-                    continue
                 yield make_row(
-                    where, id=id_, path=place / path, speaker=speaker or "", split=split, segment=segment,
-                    text=text or "",
+                    where, id=id_, path=place / str(path), speaker=str(speaker), split=split, segment=segment,
+                    text=str(text),
                 )  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparq.audio.corpora.folders import Row, file_names, split_of
-from sparq.audio.manifest import Fault, make_row
+from sparq.audio.corpora.folders import file_names, split_of
+from sparq.audio.manifest import Fault, Row, make_row
 from sparq.audio.waveform import Segment
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_lines

@@ -13,8 +13,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, file_names, subfolders
-from sparq.audio.manifest import Fault, make_row
+from sparq.audio.corpora.folders import choose_subsets, file_names, subfolders
+from sparq.audio.manifest import Fault, Row, make_row
 from sparq.audio.waveform import MIN_SECONDS, Segment
 from sparq.errors import SparqError
 from sparq.files import read_json

@@ -9,8 +9,8 @@ Folders are speaker and chapter; the text is upper case without punctuation.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, file_names, split_of, subfolders
-from sparq.audio.manifest import Fault, make_row
+from sparq.audio.corpora.folders import choose_subsets, file_names, split_of, subfolders
+from sparq.audio.manifest import Fault, Row, make_row
 from sparq.errors import SparqError
 from sparq.files import read_lines
 

@@ -10,8 +10,7 @@ numbers and abbreviations as words, and is read.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row
-from sparq.audio.manifest import make_row
+from sparq.audio.manifest import Row, make_row
 from sparq.errors import SparqError
 from sparq.files import read_lines
 

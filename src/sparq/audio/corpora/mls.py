@@ -9,8 +9,8 @@ An id is speaker, book and number. Other languages have the same layout; text mu
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, choose_subsets, split_of
-from sparq.audio.manifest import make_row
+from sparq.audio.corpora.folders import choose_subsets, split_of
+from sparq.audio.manifest import Row, make_row
 from sparq.errors import SparqError
 from sparq.files import read_lines
 

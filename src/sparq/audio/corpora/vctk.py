@@ -11,8 +11,8 @@ speaker has no folder in `txt` and is read without text.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sparq.audio.corpora.folders import Row, file_names, subfolders
-from sparq.audio.manifest import Fault, make_row
+from sparq.audio.corpora.folders import file_names, subfolders
+from sparq.audio.manifest import Fault, Row, make_row
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_lines
 
