@@ -44,13 +44,12 @@ def test_every_line_is_as_likely() -> None:
 
 
 def test_a_sample_holds_itself_only(tmp_path: Path) -> None:
-    path = _write(tmp_path / "lm.txt.gz", [f"LINE NUMBER {i} SAYS SOMETHING OF ITS OWN" for i in range(50_000)])
+    path = _write(tmp_path / "lm.txt.gz", [f"LINE NUMBER {i} SAYS SOMETHING OF ITS OWN" for i in range(20_000)])
     tracemalloc.start()
     assert len(list(read_texts(path, most=20))) == 20
-    assert sum(1 for _ in read_texts(path)) == 50_000
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 500_000, "the lines alone are 2 MB"
+    assert peak < 300_000, "the lines alone are 0.9 MB"
 
 
 def test_faults(tmp_path: Path) -> None:
