@@ -68,7 +68,8 @@ def test_cached_files_are_whole(smollm2_folder: Path, whisper_folder: Path) -> N
     assert note is not None
     assert "Q4_1" in note
     assert "Q8_0" in note
-    assert set(MODELS) == {"smollm2-135m", "whisper-tiny.en"}
+    assert set(MODELS) == {"smollm2-135m", "whisper-tiny.en", "voice-encoder"}
+    assert pretrained_folder("voice-encoder", smollm2_folder.parent, verify=True).name == "voice-encoder"
 
 
 @pytest.mark.pretrained
