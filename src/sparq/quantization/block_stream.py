@@ -83,10 +83,10 @@ class BlockStream:
             handle.remove()
         raise AssertionError("the block does not use the layer")
 
-    def call(self, index: int, batch: int, states: Tensor | None = None) -> Float[Tensor, "batch length hidden"]:
-        """Run a block on a batch's states, or on others of their shape."""
+    def call(self, index: int, batch: int) -> Float[Tensor, "batch length hidden"]:
+        """Run a block on a batch's states."""
         args, kwargs = self.batches[batch].calls[index]
-        result = self.blocks[index](self.batches[batch].states if states is None else states, *args, **kwargs)
+        result = self.blocks[index](self.batches[batch].states, *args, **kwargs)
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output
 
