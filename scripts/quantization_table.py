@@ -25,7 +25,7 @@ CONTEXT = 2048
 WINDOWS = int(os.environ.get("WINDOWS", "64"))
 CALIBRATION, CALIBRATION_CONTEXT = 16, 1024
 
-METHODS = ("rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation")
+METHODS = ("rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation", "best")
 NAMES = (
     "full",
     *(f"w8a8-{method}" for method in METHODS),

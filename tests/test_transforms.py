@@ -12,7 +12,7 @@ from sparq.attention import ATTENTION_NAMES
 from sparq.models import convert
 from sparq.quantization import load_quantized, quantize, save_quantized
 
-METHODS = ["smoothquant", "rotation", "omniquant", "affinequant"]
+METHODS = ["smoothquant", "rotation", "omniquant", "affinequant", "best"]
 ATTENTIONS = [*ATTENTION_NAMES, "softmax1+clipped", "softmax1+gated_elementwise"]
 
 

@@ -20,6 +20,7 @@ from sparq.quantization.quantizer import (
 )
 from sparq.quantization.scales import KeepsScales
 from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationScheme
+from sparq.quantization.straight_through import pass_through
 
 
 @final
@@ -32,7 +33,7 @@ class QuantizedLinear(KeepsScales):
     of 16 bits are held as they are, and the product is computed in their type.
 
     A float32 copy of the weights is made at the first use and kept, so that a call costs little more than one
-    of `nn.Linear`. It is not part of the state. The layer is for inference: rounding has no gradient.
+    of `nn.Linear`. It is not part of the state. The layer is for inference: its weights have no gradient.
 
     Attributes:
         weight: int8 [out_features, in_features], or floating point where they are not quantized.
@@ -140,8 +141,7 @@ class QuantizedLinear(KeepsScales):
         return layer.rounded(grid, grid.round(layer.weight))
 
     def rounded(self, grid: Grid, integers: Int8[Tensor, "outputs inputs"]) -> "QuantizedLinear":
-        """Return the layer with integers of a grid for its weights."""
-        assert self.weight_scale is None, "the weights are rounded already"
+        """Return the layer with integers of a grid for its weights, whatever they were."""
         return QuantizedLinear(
             weight=integers,
             weight_scale=grid.scale,
@@ -163,13 +163,18 @@ class QuantizedLinear(KeepsScales):
         return functional.linear(self.seen(x).to(weight.dtype), weight, bias).to(x.dtype)
 
     def seen(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens inputs"]:
-        """Return what the product sees of the input: transformed, quantized and dequantized."""
+        """Return what the product sees of the input: transformed, quantized and dequantized.
+
+        The gradient passes through the rounding as through the identity.
+        """
         inputs = self._transformed(x)
         if self.activation_bits == FLOAT_BITS:
             return inputs
-        return fake_quantize(
-            self._rows(inputs), self.activation_bits, symmetric=self.activation_symmetric, clip=self.activation_clip
-        ).view(x.shape)
+        with torch.no_grad():
+            quantized = fake_quantize(
+                self._rows(inputs), self.activation_bits, symmetric=self.activation_symmetric, clip=self.activation_clip
+            ).view(x.shape)
+        return pass_through(inputs, quantized)
 
     def integer_forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return, in float64, what exact integer arithmetic gives: slow, the reference for `forward`.

@@ -1,7 +1,7 @@
 """From a causal LM in floating point to one whose decoder blocks compute with integers."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
 from sparq.quantization.compensation import round_with_compensation
+from sparq.quantization.distillation import distill, float_examples
 from sparq.quantization.embeddings import quantize_embeddings
 from sparq.quantization.learned import learn_blocks
 from sparq.quantization.linear import QuantizedLinear
@@ -23,6 +24,9 @@ from sparq.quantization.observers import CalibrationBatch, input_absmax
 from sparq.quantization.rotation import rotate
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
+
+_START_TOKENS = 16384
+"""Positions of calibration data that GPTQ sees ahead of training: more of them gained nothing."""
 
 CONFIG_KEY = "sparq_quantization"
 """The attribute of a quantized model's config that holds its scheme as a dict."""
@@ -38,8 +42,8 @@ def quantize(
 
     All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's two
     products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The
-    copy shares no storage with the model; only `rotation` copies the float weights of the quantized layers. It is in
-    evaluation mode and its parameters are frozen, for inference.
+    copy shares no storage with the model; only `rotation` and `best` copy the float weights of the quantized layers. It
+    is in evaluation mode and its parameters are frozen, for inference.
 
         quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
 
@@ -114,6 +118,17 @@ def _check_embeddings(model: PreTrainedModel, scheme: QuantizationScheme) -> Non
             raise SparqError(f"the weights of the {name} have a NaN or an infinity: the model is broken")
 
 
+def _start(batches: list[CalibrationBatch]) -> list[CalibrationBatch]:
+    """Return the first batches, as many as GPTQ needs to be the start of a training."""
+    chosen: list[CalibrationBatch] = []
+    positions = 0
+    for batch in batches:
+        if positions < _START_TOKENS:
+            chosen.append(batch)
+            positions += (batch["input_ids"] if isinstance(batch, Mapping) else batch).numel()
+    return chosen
+
+
 @torch.no_grad()
 def _quantized_copy(
     model: PreTrainedModel,
@@ -122,26 +137,28 @@ def _quantized_copy(
     factors: dict[str, Float[Tensor, " _"]],
     batches: list[CalibrationBatch],
 ) -> PreTrainedModel:
-    rotated = scheme.method == "rotation"
     # Memory: unless they are rotated, the copy shares the linear layers until each is replaced by its counterpart.
-    shared = {} if rotated else {id(linear): linear for linear in linears.values()}
+    shared = {} if scheme.rotates else {id(linear): linear for linear in linears.values()}
     result: PreTrainedModel = copy.deepcopy(model, shared).eval()
     at_run_time = fold_into_norms(result, factors) if factors else set()
-    if rotated:
+    if scheme.rotates:
         rotate(result, scheme.seed)
     if scheme.learns:
         learn_blocks(result, scheme, batches)
+    examples = float_examples(result, batches) if scheme.distills else []
     make = QuantizedLinear.floating if scheme.compensates else QuantizedLinear.round_to_nearest
     down = family_of(model).down
     left = [(name, layer) for name, layer in named_linears(result) if isinstance(layer, nn.Linear)]
     with progress(f"quantize {scheme.name}", total=len(left), unit="layer") as bar:
         for name, linear in left:
-            hadamard = rotated and name.endswith(f".{down}")
+            hadamard = scheme.rotates and name.endswith(f".{down}")
             layer = make(linear, scheme, factor=factors.get(name), divide_input=name in at_run_time, hadamard=hadamard)
             result.set_submodule(name, layer)
             bar.update()
     if scheme.compensates:
-        round_with_compensation(result, scheme, batches)
+        round_with_compensation(result, scheme, _start(batches) if scheme.distills else batches)
+    if scheme.distills:
+        distill(result, scheme, examples)
     if scheme.embedding_bits != FLOAT_BITS:
         quantize_embeddings(result, scheme.embedding_bits)
     setattr(result.config, CONFIG_KEY, scheme.to_dict())

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparq.errors import SparqError, unknown
 from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
 
-Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation"]
+Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation", "best"]
 Granularity = Literal["token", "tensor"]
 Rounding = Literal["nearest", "gptq"]
 
@@ -31,6 +31,7 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "affinequant": _ASYMMETRIC,
     "gptq": {**_ASYMMETRIC, "weight_range": "mse"},
     "rotation": {**_ASYMMETRIC, "weight_range": "mse"},
+    "best": {**_ASYMMETRIC, "weight_range": "mse"},
 }
 """What `from_dict` takes for settings that are not given, where it is not the default of all methods."""
 
@@ -45,6 +46,7 @@ _REALS = (
     ("change_rate", 0.0, 1.0),
     ("clipping_rate", 0.0, 1.0),
     ("stability", 0.0, 1.0),
+    ("scale_rate", 0.0, 1.0),
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
 
@@ -58,7 +60,8 @@ class QuantizationScheme:
     Attributes:
         method: `rtn` (round to nearest), `smoothquant` (Xiao et al. 2023, arXiv 2211.10438, section 4), `omniquant`
             (Shao et al. 2023, arXiv 2308.13137), `affinequant` (Ma et al. 2024, arXiv 2403.12544), `gptq` (Frantar et
-            al. 2023, arXiv 2210.17323) or `rotation` (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456).
+            al. 2023, arXiv 2210.17323), `rotation` (QuaRot: Ashkboos et al. 2024, arXiv 2404.00456) or `best`
+            (rotation and GPTQ, then scales trained against the float model: `quantization/distillation.py`).
         weight_bits: 2 to 8, or 16 to leave the weights as they are.
         activation_bits: 2 to 8, or 16 to leave the inputs of the linear layers as they are.
         group_size: input features that share one weight scale; None is one scale per output channel.
@@ -70,17 +73,18 @@ class QuantizationScheme:
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
-        rounding: `nearest`, or `gptq`; None is what the method is known for: `gptq` for itself and `rotation`, else
-            `nearest`.
+        rounding: `nearest`, or `gptq`; None is what the method is known for: `gptq` for itself, `rotation` and the
+            start of `best`, else `nearest`.
         weight_range: how far a grid of weights reaches, `max`, `mse` or `percentile`; see `weight_grid`.
         weight_tail: share of the weights that `percentile` clips (the papers' 1 % and 5 %); others do not read it.
         activation_clip: share of each token's range that its integers cover, more than 0 and at most 1.
         gptq_damping: share of the mean squared input that GPTQ adds to each; nothing else reads it.
-        epochs: passes over the calibration data for every block, of `omniquant` and `affinequant`.
+        epochs: passes over the calibration data, of `omniquant` and `affinequant` for every block, of `best` in all.
         change_rate: their learning rate of equivalent changes.
         clipping_rate: their learning rate of weight clipping.
         stability: AffineQuant's factor on the off-diagonal elements of its matrices.
-        seed: of random rotations; nothing else reads it.
+        scale_rate: peak learning rate of what `best` multiplies the scales of weights by.
+        seed: of random rotations, and of the order in which `best` sees the data.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
     """
@@ -102,6 +106,7 @@ class QuantizationScheme:
     change_rate: float = 5e-3
     clipping_rate: float = 1e-2
     stability: float = 0.01
+    scale_rate: float = 3e-3
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
 
@@ -138,13 +143,15 @@ class QuantizationScheme:
                 raise SparqError(f"{name} is {value!r}; it must be a whole number from {lowest} on")
         if self.learns and self.rounding == "gptq":
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
+        if self.method == "best" and self.rounding == "nearest":
+            raise SparqError("best trains the scales of GPTQ's integers: rounding cannot be 'nearest'")
 
     @property
     def compensates(self) -> bool:
         """Whether weights are rounded one after another, each making up for the ones before."""
         if self.weight_bits == FLOAT_BITS:
             return False
-        return (self.rounding or ("gptq" if self.method in ("gptq", "rotation") else "nearest")) == "gptq"
+        return (self.rounding or ("gptq" if self.method in ("gptq", "rotation", "best") else "nearest")) == "gptq"
 
     @property
     def needs_calibration(self) -> bool:
@@ -155,6 +162,16 @@ class QuantizationScheme:
     def learns(self) -> bool:
         """Whether clipping and changes are trained."""
         return self.method in ("omniquant", "affinequant")
+
+    @property
+    def rotates(self) -> bool:
+        """Whether stream, values and the MLP's last inputs get another basis."""
+        return self.method in ("rotation", "best")
+
+    @property
+    def distills(self) -> bool:
+        """Whether the scales of weights are trained against the float model."""
+        return self.method == "best" and self.weight_bits != FLOAT_BITS
 
     def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
         """Return the grid of a weight matrix."""
@@ -180,8 +197,8 @@ class QuantizationScheme:
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantizationScheme":
         """Return the scheme with the given settings, the others as the method is known for.
 
-        All but `rtn` and `smoothquant` have zero points for weights and activations; `gptq` and `rotation` search the
-        range of weights (`mse`), and `rotation` clips inputs of 4 bits or less to 0.9 of their range.
+        All but `rtn` and `smoothquant` have zero points for weights and activations; `gptq`, `rotation` and `best`
+        search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range.
 
         Raises:
             SparqError: a key is unknown, a required one is missing, or a value is out of its range.
@@ -195,6 +212,6 @@ class QuantizationScheme:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
         own = dict(_OWN_DEFAULTS.get(str(values["method"]), {}))
         bits = values["activation_bits"]
-        if values["method"] == "rotation" and isinstance(bits, int) and bits <= _CLIPPED_BITS:
+        if values["method"] in ("rotation", "best") and isinstance(bits, int) and bits <= _CLIPPED_BITS:
             own["activation_clip"] = _CLIP
         return cls(**{**own, **values})

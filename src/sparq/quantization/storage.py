@@ -102,7 +102,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
         raise SparqError(f"cannot read {folder / TENSORS}: {error}") from error
 
     model = _build(description, build)
-    if scheme.method == "rotation":
+    if scheme.rotates:
         replace_norms(model)
     aliases: Mapping[str, str] = description["aliases"]
     _place_linears(model, scheme, tensors, folder)
@@ -210,7 +210,7 @@ def _place_linears(
             activation_symmetric=scheme.activation_symmetric,
             activation_granularity=scheme.activation_granularity,
             activation_clip=scheme.activation_clip,
-            hadamard=scheme.method == "rotation" and name.endswith(f".{family_of(model).down}"),
+            hadamard=scheme.rotates and name.endswith(f".{family_of(model).down}"),
         )
         model.set_submodule(name, layer)
 
@@ -251,7 +251,7 @@ def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linea
             shapes["weight_zero_point"] = shapes["weight_scale"]
     # A rotated LayerNorm leaves its bias, and a learned shift its own, to layers that may have had none.
     has_bias: bool = linear.bias is not None
-    if has_bias or (scheme.method in ("rotation", "omniquant") and "bias" in found):
+    if has_bias or ((scheme.rotates or scheme.method == "omniquant") and "bias" in found):
         shapes["bias"] = [rows]
     if "input_scale" in found:
         shapes["input_scale"] = [columns]

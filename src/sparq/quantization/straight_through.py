@@ -3,6 +3,8 @@
 Bengio et al. 2013, arXiv 1308.3432. The values are those of `quantizer`, up to the order of float32 operations.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -13,9 +15,29 @@ WIDE = 4.0
 """Where learned clipping starts: sigmoid(4) is 98 % of the range, as in the authors' code."""
 
 
+class _PassThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor) -> Tensor:
+        ctx.dtype = x.dtype
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].to(ctx.dtype), None
+
+
+def pass_through(x: Float[Tensor, "..."], value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return `value`, which has no gradient, as if it were x: the gradient is that of the identity.
+
+    Unlike x + (value - x) it is `value` bit for bit, and keeps nothing for the backward pass.
+    """
+    result: Tensor = _PassThrough.apply(x, value)  # type: ignore[no-untyped-call]
+    return result
+
+
 def round_through(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """Round to the nearest integer, half to even; the gradient is that of the identity."""
-    return (x.round() - x).detach() + x
+    return pass_through(x, x.detach().round())
 
 
 def quantize_through(

@@ -1,0 +1,187 @@
+"""Scales trained until the quantized model predicts what the float model did.
+
+All blocks together, Adam minimizes over the calibration tokens the mean of
+
+    KL(p || p_q) = sum over the vocabulary of p (log p - log p_q)
+
+where p are the float model's probabilities of the next token and p_q those of the quantized model. Labels are not used:
+the target is the float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). What is trained are the
+scales of the weights' rows or groups, each by a factor that starts at 1; the integers stay (EfficientQAT: Chen et al.
+2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). The rounding of the layers' inputs has the
+gradient of the identity (Bengio et al. 2013, arXiv 1308.3432).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from sparq.errors import SparqError
+from sparq.models.families import named_linears
+from sparq.progress import progress
+from sparq.quantization.grid import Grid
+from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.observers import CalibrationBatch, checked_batch
+from sparq.quantization.quantizer import split_groups
+from sparq.quantization.scheme import QuantizationScheme
+
+_CHUNK = 512
+"""Tokens whose logits are in memory at once."""
+
+_WARMUP = 10
+"""Steps over which the rate rises."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch with what the float model makes of it.
+
+    Attributes:
+        ids: token ids.
+        mask: 1 where there is a token, 0 for padding.
+        target: the float model's last hidden states, which the head reads, without padding.
+    """
+
+    ids: Int[Tensor, "batch length"]
+    mask: Int[Tensor, "batch length"]
+    target: Float[Tensor, "tokens hidden"]
+
+
+@torch.no_grad()
+def float_examples(model: PreTrainedModel, batches: Iterable[CalibrationBatch]) -> list[Example]:
+    """Return the targets of `distill`; they take as much memory as one layer's hidden states of all tokens.
+
+    Args:
+        model: the model before its layers are quantized, in evaluation mode, rotated already: head and last hidden
+            states are then of one basis.
+        batches: calibration data, read once.
+
+    Raises:
+        SparqError: there are no tokens, a batch is not of this model, or the model's output is NaN or infinite.
+    """
+    examples = []
+    for index, batch in enumerate(batches):
+        ids, mask = checked_batch(model, batch, index)
+        if mask.any():
+            target = _last_hidden(model, ids, mask)
+            if not target.isfinite().all():
+                raise SparqError(f"the model's output is NaN or infinite on calibration batch {index}; check the model")
+            examples.append(Example(ids, mask, target))
+    if not examples:
+        raise SparqError("the calibration data has no tokens; give at least one batch, 100,000 tokens are advised")
+    return examples
+
+
+@torch.enable_grad()
+def distill(model: PreTrainedModel, scheme: QuantizationScheme, examples: list[Example]) -> None:
+    """Train the weights' scales of a model's `QuantizedLinear` layers, in place.
+
+    A batch is a step. The bar shows a running mean of the divergence, in nats a token.
+
+    Args:
+        model: the linear layers of its blocks have integer weights; nothing else is trained.
+        scheme: passes over the data, the rate and the seed of the order of batches.
+        examples: what `float_examples` made of the same model.
+
+    Raises:
+        SparqError: the divergence is NaN or infinite.
+    """
+    model.requires_grad_(False)
+    trained = {name: _TrainedLinear(layer) for name, layer in list(named_linears(model))}
+    for name, layer in trained.items():
+        model.set_submodule(name, layer)
+    gains = [layer.gain for layer in trained.values()]
+    optimizer = torch.optim.Adam(gains, lr=scheme.scale_rate, betas=(0.9, 0.95), fused=True)
+    steps = scheme.epochs * len(examples)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+    generator = torch.Generator().manual_seed(scheme.seed)
+    mean = None
+    with progress(f"train {scheme.name}", total=steps, unit="step") as bar:
+        for _ in range(scheme.epochs):
+            for index in torch.randperm(len(examples), generator=generator).tolist():
+                loss = _backward(model, examples[index])
+                if not math.isfinite(loss):
+                    raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high")
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+                mean = loss if mean is None else 0.9 * mean + 0.1 * loss
+                bar.set_postfix(divergence=f"{mean:.3g}")
+                bar.update()
+    for name, layer in trained.items():
+        model.set_submodule(name, layer.finished(scheme.weight_bits))
+
+
+class _TrainedLinear(nn.Module):
+    """A `QuantizedLinear` whose weights' scales are multiplied by a trained gain [outputs, groups]."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        assert isinstance(layer, QuantizedLinear)
+        assert layer.weight_scale is not None, "integer weights have scales"
+        self._layer = (layer,)  # not a submodule: its tensors are not trained
+        self.gain = nn.Parameter(torch.ones_like(layer.weight_scale))
+
+    def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
+        """Return the layer's output in the type of `x`."""
+        layer = self._layer[0]
+        seen, weight = layer.seen(x).float(), layer.dense_weight()
+        groups = self.gain.shape[1]
+        if groups > 1:
+            grouped = split_groups(weight, groups) * self.gain[..., None]
+            return functional.linear(seen, grouped.view(weight.shape), layer.bias).to(x.dtype)
+        # With one scale a row the gain is one of the output, and no gradient of a whole weight matrix is needed.
+        output = functional.linear(seen, weight) * self.gain[:, 0]
+        return (output if layer.bias is None else output + layer.bias).to(x.dtype)
+
+    @torch.no_grad()
+    def finished(self, bits: int) -> QuantizedLinear:
+        """Return the layer with the trained scales."""
+        layer = self._layer[0]
+        assert layer.weight_scale is not None, "integer weights have scales"
+        grid = Grid(scale=layer.weight_scale * self.gain, zero_point=layer.weight_zero_point, bits=bits)
+        return layer.rounded(grid, layer.weight)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Return the share of the peak rate: a linear rise, and half a cosine down to 5 %."""
+    return min(1.0, (step + 1) / _WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
+
+
+def _last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "tokens hidden"]:
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        result = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    states: Tensor = result.last_hidden_state
+    return states.flatten(0, 1)[mask.flatten().bool()]
+
+
+def _backward(model: PreTrainedModel, example: Example) -> float:
+    """Add the gradient of the mean divergence to the parameters' and return its value.
+
+    The logits of all tokens do not exist at once: the gradient of the last hidden states is gathered first. That of the
+    logits is p_q - p, over the number of tokens.
+    """
+    states = _last_hidden(model, example.ids, example.mask)
+    gradients: list[Tensor] = []
+    total = 0.0
+    head = model.get_output_embeddings()
+    for start in range(0, len(states), _CHUNK):
+        seen = states[start : start + _CHUNK].detach().requires_grad_()
+        target = example.target[start : start + _CHUNK]
+        with torch.autocast(example.ids.device.type, torch.bfloat16):
+            logits = head(seen)
+            with torch.no_grad():
+                wanted = head(target).float().log_softmax(-1)
+        with torch.no_grad():
+            got = logits.float().log_softmax(-1)
+            share = wanted.exp()
+            total += float((wanted.sub_(got).mul_(share)).sum())
+            gradient = got.exp_().sub_(share).div_(len(states))
+        gradients += torch.autograd.grad(logits, seen, gradient.to(logits.dtype))
+    torch.autograd.backward(states, torch.cat(gradients))
+    return total / len(states)

@@ -1,0 +1,145 @@
+"""Scales trained against the float model: what is trained is what comes out, and it comes closer."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from model_families import FAMILIES, tiny_model
+from sparq.errors import SparqError
+from sparq.models import convert
+from sparq.models.families import named_linears
+from sparq.quantization import QuantizationScheme, QuantizedLinear, load_quantized, quantize, save_quantized
+from sparq.quantization.distillation import Example, _backward, _TrainedLinear, float_examples
+from sparq.quantization.straight_through import pass_through
+
+
+def ids(seed: int = 0) -> Tensor:
+    return torch.randint(3, 96, (4, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def masked(seed: int = 0) -> dict[str, Tensor]:
+    mask = torch.ones(4, 16, dtype=torch.long)
+    mask[1, 9:] = 0
+    return {"input_ids": ids(seed), "attention_mask": mask}
+
+
+@torch.no_grad()
+def divergence(model: PreTrainedModel, quantized: PreTrainedModel, batch: dict[str, Tensor]) -> float:
+    """The mean of KL over the tokens that are not padding, from all logits at once."""
+    wanted, got = (
+        m(**batch).logits.double().log_softmax(-1)[batch["attention_mask"].bool()] for m in (model, quantized)
+    )
+    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+
+
+def scheme(**changes: Any) -> QuantizationScheme:
+    return QuantizationScheme.from_dict({"method": "best", "weight_bits": 4, "activation_bits": 4, **changes})
+
+
+def rounded_layer(bits: int = 4, group_size: int | None = None) -> QuantizedLinear:
+    torch.manual_seed(0)
+    return QuantizedLinear.round_to_nearest(nn.Linear(16, 8), scheme(weight_bits=bits, group_size=group_size))
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_training_starts_from_the_given_layer(bits: int, group_size: int | None) -> None:
+    start = rounded_layer(bits, group_size)
+    trained = _TrainedLinear(start)
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(trained(x), start(x), rtol=1e-6, atol=1e-6)
+    finished = trained.finished(bits)
+    for name, tensor in start.state_dict().items():
+        assert torch.equal(tensor, finished.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_a_trained_layer_is_what_comes_out(group_size: int | None) -> None:
+    trained = _TrainedLinear(rounded_layer(group_size=group_size))
+    with torch.no_grad():
+        trained.gain.add_(0.1 * torch.randn_like(trained.gain))
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(trained(x), trained.finished(4)(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("group_size", [None, 4])
+def test_gradients_are_those_of_a_layer_without_rounding(group_size: int | None) -> None:
+    start = rounded_layer(group_size=group_size)
+    trained = _TrainedLinear(start)
+    x = torch.randn(5, 16, requires_grad=True)
+    trained(x).square().sum().backward()
+    # A plain product of what the layer sees: the rounding of inputs passes the gradient on.
+    seen = start.seen(x).detach().requires_grad_()
+    weight = start.dense_weight().clone().requires_grad_()
+    functional.linear(seen, weight, start.bias).square().sum().backward()
+    torch.testing.assert_close(x.grad, seen.grad)
+    of_gain = (weight.grad * weight.detach()).view(8, -1, group_size or 16).sum(-1)
+    torch.testing.assert_close(trained.gain.grad, of_gain)
+
+
+def test_pass_through_returns_the_value_and_the_gradient() -> None:
+    x = torch.randn(3, dtype=torch.bfloat16, requires_grad=True)
+    y = pass_through(x, torch.arange(3.0))
+    assert torch.equal(y, torch.arange(3.0))
+    (y * torch.tensor([1.0, 2.0, 4.0])).sum().backward()
+    assert torch.equal(x.grad, torch.tensor([1.0, 2.0, 4.0], dtype=torch.bfloat16))
+
+
+def test_the_loss_is_the_mean_divergence_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparq.quantization.distillation._CHUNK", 7)
+    model, other = convert(tiny_model("llama"), "vanilla"), convert(tiny_model("llama"), "vanilla")
+    with torch.no_grad():
+        for parameter in other.model.layers.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = masked()
+    (example,) = float_examples(model, [batch])
+    assert example.target.shape[0] == int(batch["attention_mask"].sum())
+    loss = _backward(other, example)
+    assert loss == pytest.approx(divergence(model, other, batch), rel=0.05)  # the loss is computed in bfloat16
+    assert other.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "softmax1"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_comes_closer_to_the_float_model(family: str, attention: str, tmp_path: Path) -> None:
+    model = convert(tiny_model(family), attention)
+    batch = masked()
+    lost = {}
+    for method, changes in (("rotation", {}), ("best", {"epochs": 40, "scale_rate": 0.01})):
+        quantized = quantize(model, [batch], method=method, weight_bits=3, activation_bits=4, **changes)
+        lost[method] = divergence(model, quantized, batch)
+    assert lost["best"] < 0.8 * lost["rotation"]
+    save_quantized(quantized, tmp_path / "model")
+    again = load_quantized(tmp_path / "model")
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, quantized(**batch).logits)
+    assert all(isinstance(layer, QuantizedLinear) for _, layer in named_linears(quantized))
+
+
+def test_the_same_seed_gives_the_same_integers() -> None:
+    model = tiny_model("llama")
+    first, second = (quantize(model, [ids(), ids(1)], scheme(epochs=3)).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    model = tiny_model("llama")
+    with pytest.raises(SparqError, match="best trains the scales of GPTQ's integers: rounding cannot be 'nearest'"):
+        scheme(rounding="nearest")
+    with pytest.raises(SparqError, match="w4a4-best needs calibration data"):
+        quantize(model, scheme=scheme())
+    with pytest.raises(SparqError, match="the calibration data has no tokens"):
+        quantize(model, [], scheme())
+    with pytest.raises(SparqError, match="scale_rate is 0; it must be a number more than 0 to 1"):
+        scheme(scale_rate=0)
+    empty = Example(ids(), torch.ones(4, 16), torch.full((64, 32), torch.nan))
+    assert not torch.isfinite(torch.tensor(_backward(model.requires_grad_(True), empty)))
+    with torch.no_grad():
+        model.model.norm.weight.fill_(torch.nan)
+    with pytest.raises(SparqError, match="output is NaN or infinite on calibration batch 0"):
+        quantize(model, [ids()], scheme())
