@@ -106,7 +106,7 @@ class QuantizationScheme:
     change_rate: float = 5e-3
     clipping_rate: float = 1e-2
     stability: float = 0.01
-    scale_rate: float = 3e-3
+    scale_rate: float = 7e-4
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
 
