@@ -154,8 +154,7 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "tokens hidden"]:
-    with torch.autocast(ids.device.type, torch.bfloat16):
-        result = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    result = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     states: Tensor = result.last_hidden_state
     return states.flatten(0, 1)[mask.flatten().bool()]
 
@@ -166,7 +165,8 @@ def _backward(model: PreTrainedModel, example: Example) -> float:
     The logits of all tokens do not exist at once: the gradient of the last hidden states is gathered first. That of the
     logits is p_q - p, over the number of tokens.
     """
-    states = _last_hidden(model, example.ids, example.mask)
+    with torch.autocast(example.ids.device.type, torch.bfloat16):
+        states = _last_hidden(model, example.ids, example.mask)
     gradients: list[Tensor] = []
     total = 0.0
     head = model.get_output_embeddings()
