@@ -74,6 +74,11 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
         write_json(temporary / DESCRIPTION, description)
 
 
+def is_quantized(folder: Path) -> bool:
+    """Tell whether a folder holds what `save_quantized` wrote."""
+    return (folder / DESCRIPTION).is_file()
+
+
 def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedModel] | None = None) -> PreTrainedModel:
     """Read a model that `save_quantized` wrote; its outputs are the same, bit for bit.
 

@@ -11,6 +11,7 @@ from sparq.data import collate
 from sparq.data.batching import epoch_examples
 from sparq.progress import progress
 from sparq.quantization import QuantizationScheme, quantize, save_quantized
+from sparq.quantization.names import settings_of_name
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
@@ -24,10 +25,7 @@ _CALIBRATION_BATCH = 16
 
 def scheme_of_name(name: str, smoothing_alpha: float) -> QuantizationScheme:
     """Return the scheme that a precision label such as `w4a4-smoothquant` stands for."""
-    bits, _, method = name.partition("-")
-    weight, _, activation = bits.removeprefix("w").partition("a")
-    settings = {"method": method, "weight_bits": int(weight), "activation_bits": int(activation)}
-    return QuantizationScheme.from_dict({**settings, "smoothing_alpha": smoothing_alpha})
+    return QuantizationScheme.from_dict({**settings_of_name(name), "smoothing_alpha": smoothing_alpha})
 
 
 def calibration_batches(
