@@ -40,6 +40,8 @@ def attention_forward(
             " sparq.load_model, or call sparq.convert on it"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if converted.quantizer is not None:
+        query, key, value = converted.quantizer.inputs(query, key, value)
     if converted.writes_out(query, key, dropout) or not converted.is_softmax:
         output, probabilities = converted(query, key, value, attention_mask, scaling=scaling, dropout=dropout)
         return output, probabilities

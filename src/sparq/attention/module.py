@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sparq.attention.decode import decode_attention
 from sparq.attention.fused import as_bias, flash_max_shift_attention, flash_sink_attention, fused_kernel
 from sparq.attention.gate import HeadGate
+from sparq.attention.inner_quantizer import InnerQuantizer
 from sparq.attention.reference import Mask, reference_attention
 from sparq.attention.spec import AttentionSpec
 
@@ -49,6 +50,8 @@ class OutlierFreeAttention(nn.Module):
             self.gate = HeadGate(spec.gate, hidden=hidden, heads=heads, head_dim=head_dim, like=like)
         self.basis: nn.Module | None = None
         """Makes the gates' input of what the layer is given, where another basis has been chosen for that."""
+        self.quantizer: InnerQuantizer | None = None
+        """Rounds what the products see; None for a model that is not quantized there."""
         self._gates: Tensor | None = None
         self._asked = False
 
@@ -93,8 +96,9 @@ class OutlierFreeAttention(nn.Module):
         probabilities: Tensor | None = None
         if self.writes_out(query, key, dropout):
             out, probabilities = reference_attention(
-                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout
-            )
+                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout,
+                quantizer=self.quantizer,
+            )  # fmt: skip
         else:
             assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
             if query.shape[2] == 1:
@@ -112,7 +116,7 @@ class OutlierFreeAttention(nn.Module):
 
     def writes_out(self, query: Tensor, key: Tensor, dropout: float) -> bool:
         """Tell whether the probabilities are written out: they are asked for, it is faster, or no kernel can do it."""
-        if self.recording or self._asked:
+        if self.recording or self._asked or (self.quantizer is not None and self.quantizer.writes_out):
             return True
         if torch.is_grad_enabled() and key.shape[2] <= SHORT and key.device.type == "cpu":
             return True

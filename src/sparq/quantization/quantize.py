@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
+from sparq.quantization.attention import check_attention, quantize_attention
 from sparq.quantization.compensation import round_with_compensation
 from sparq.quantization.embeddings import quantize_embeddings
 from sparq.quantization.learned import learn_blocks
@@ -36,8 +37,9 @@ def quantize(
 ) -> PreTrainedModel:
     """Return a quantized copy of a causal LM; the model itself is left as it was.
 
-    All linear layers of the decoder blocks are quantized. Norms, OPT's project_in and project_out, the attention's two
-    products and the KV cache stay in floating point; so do embedding and head unless `embedding_bits` says else. The
+    All linear layers of the decoder blocks are quantized. Norms and OPT's project_in and project_out stay in floating
+    point; so do embedding and head unless `embedding_bits` says else, and the attention's products and the KV cache
+    unless `query_bits`, `key_bits`, `value_bits` or `probability_bits` do. The
     copy shares no storage with the model; only `rotation` copies the float weights of the quantized layers. It is in
     evaluation mode and its parameters are frozen, for inference.
 
@@ -97,6 +99,7 @@ def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict
             raise SparqError(f"the weights of {name} have a NaN or an infinity: the model is broken")
         linears[name] = linear
     _check_embeddings(model, scheme)
+    check_attention(model, scheme)
     return linears
 
 
@@ -131,6 +134,7 @@ def _quantized_copy(
         rotate(result, scheme.seed)
     if scheme.learns:
         learn_blocks(result, scheme, batches)
+    quantize_attention(result, scheme)
     make = QuantizedLinear.floating if scheme.compensates else QuantizedLinear.round_to_nearest
     down = family_of(model).down
     left = [(name, layer) for name, layer in named_linears(result) if isinstance(layer, nn.Linear)]

@@ -30,7 +30,7 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "omniquant": _ASYMMETRIC,
     "affinequant": _ASYMMETRIC,
     "gptq": {**_ASYMMETRIC, "weight_range": "mse"},
-    "rotation": {**_ASYMMETRIC, "weight_range": "mse"},
+    "rotation": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
 }
 """What `from_dict` takes for settings that are not given, where it is not the default of all methods."""
 
@@ -47,6 +47,8 @@ _REALS = (
     ("stability", 0.0, 1.0),
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
+
+_ATTENTION_BITS = ("query_bits", "key_bits", "value_bits", "probability_bits")
 
 BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
 
@@ -83,6 +85,13 @@ class QuantizationScheme:
         seed: of random rotations; nothing else reads it.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
+        query_bits: 2 to 8 for the attention's queries, per token and head with a zero point, or 16; see
+            `sparq.quantization.attention`.
+        key_bits: likewise for the keys of the KV cache.
+        value_bits: likewise for its values.
+        probability_bits: 2 to 8 for the attention's probabilities, in fixed steps from 0 to 1, or 16.
+        attention_group_size: channels of a head's query, key or value that share a scale; None is the whole head.
+        key_rotation: multiply queries and keys by a Hadamard matrix before they are quantized; nothing if neither is.
     """
 
     method: Method
@@ -104,6 +113,12 @@ class QuantizationScheme:
     stability: float = 0.01
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
+    query_bits: int = FLOAT_BITS
+    key_bits: int = FLOAT_BITS
+    value_bits: int = FLOAT_BITS
+    probability_bits: int = FLOAT_BITS
+    attention_group_size: int | None = None
+    key_rotation: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -114,18 +129,19 @@ class QuantizationScheme:
             raise unknown("weight range", str(self.weight_range), WEIGHT_RANGES)
         if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise unknown("rounding", str(self.rounding), ROUNDINGS)
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", *_ATTENTION_BITS):
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
                 raise SparqError(f"{name} is {bits!r}; it must be 2 to 8, or 16 for no quantization")
         if isinstance(self.embedding_bits, bool) or self.embedding_bits not in (*EMBEDDING_GROUPS, FLOAT_BITS):
             raise SparqError(f"embedding_bits is {self.embedding_bits!r}; it must be 4, 8, or 16 for no quantization")
-        for name in ("weight_symmetric", "activation_symmetric"):
+        for name in ("weight_symmetric", "activation_symmetric", "key_rotation"):
             if not isinstance(getattr(self, name), bool):
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        size = self.group_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise SparqError(f"group_size is {size!r}; it must be a positive number of input features, or null")
+        for name, what in (("group_size", "input features"), ("attention_group_size", "channels")):
+            size = getattr(self, name)
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+                raise SparqError(f"{name} is {size!r}; it must be a positive number of {what}, or null")
         for name, low, high in _REALS:
             value = getattr(self, name)
             real = isinstance(value, int | float) and not isinstance(value, bool)
@@ -156,6 +172,11 @@ class QuantizationScheme:
         """Whether clipping and changes are trained."""
         return self.method in ("omniquant", "affinequant")
 
+    @property
+    def quantizes_attention(self) -> bool:
+        """Whether anything inside of the attention is quantized."""
+        return any(getattr(self, name) != FLOAT_BITS for name in _ATTENTION_BITS)
+
     def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
         """Return the grid of a weight matrix."""
         return weight_grid(
@@ -169,8 +190,9 @@ class QuantizationScheme:
 
     @property
     def name(self) -> str:
-        """Return the short name, for example `w4a4-smoothquant`; it has only the bits and the method."""
-        return f"w{self.weight_bits}a{self.activation_bits}-{self.method}"
+        """Return the short name, for example `w4a4-smoothquant`; it has only the method and bits, the cache's too."""
+        cache = f"kv{self.key_bits}" if self.key_bits == self.value_bits != FLOAT_BITS else ""
+        return f"w{self.weight_bits}a{self.activation_bits}{cache}-{self.method}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values; `from_dict` reads them back."""

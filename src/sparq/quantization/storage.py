@@ -19,6 +19,7 @@ from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.models.conversion import convert, saved_attention
 from sparq.models.families import family_of, named_linears
+from sparq.quantization.attention import quantize_attention
 from sparq.quantization.embeddings import QuantizedEmbedding, quantized_head
 from sparq.quantization.integers import runs_on_integers
 from sparq.quantization.linear import QuantizedLinear
@@ -109,6 +110,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
     model = _build(description, build)
     if scheme.method == "rotation":
         replace_norms(model)
+    quantize_attention(model, scheme)
     aliases: Mapping[str, str] = description["aliases"]
     _place_linears(model, scheme, tensors, folder)
     if scheme.embedding_bits != FLOAT_BITS:
