@@ -9,7 +9,13 @@ import pytest
 import scipy.linalg
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, StaticCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DataCollatorWithFlattening,
+    PreTrainedModel,
+    StaticCache,
+)
 from transformers.masking_utils import eager_mask
 
 from model_families import FAMILIES, tiny_model
@@ -206,3 +212,15 @@ def test_export_refuses(tmp_path: Path) -> None:
 def test_names_have_the_cache() -> None:
     scheme = QuantizationScheme(method="rtn", weight_bits=4, activation_bits=8, key_bits=3, value_bits=3)
     assert scheme.name == "w4a8kv3-rtn"
+
+
+@pytest.mark.parametrize("variant", ["vanilla", "softmax1", "max_shift"])
+@pytest.mark.parametrize("settings", [BITS, {"key_bits": 3, "value_bits": 3}])
+def test_packed_documents_are_each_document(variant: str, settings: dict[str, Any], ids: Tensor) -> None:
+    quantized = quantize(convert(tiny_model("llama").double(), variant), **OFF, **settings)
+    batch = DataCollatorWithFlattening(return_flash_attn_kwargs=True)([{"input_ids": row[:9].tolist()} for row in ids])
+    del batch["labels"]
+    with torch.no_grad():
+        together = quantized(**batch, use_cache=False).logits
+    alone = torch.cat([logits(quantized, row[None, :9]) for row in ids], dim=1)
+    torch.testing.assert_close(together, alone, rtol=1e-7, atol=1e-9)
