@@ -64,6 +64,8 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         raise SparqError("weight_bits is 16, so there are no integers to compute with: quantize to 2 to 8 bits")
     if model.device.type != "cpu":
         raise SparqError(f"integers are computed on a CPU, but the model is on {model.device}: model.to('cpu') first")
+    if scheme.activation_granularity == "group" and scheme.activation_bits != FLOAT_BITS:
+        raise SparqError("activation_granularity is 'group', which no kernel here computes: quantize tokens or tensors")
     if scheme.activation_bits != FLOAT_BITS:
         require_exact_products(scheme.weight_bits)
     layers = dict(named_linears(model))

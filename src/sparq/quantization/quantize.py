@@ -24,6 +24,7 @@ from sparq.quantization.observers import CalibrationBatch, input_absmax
 from sparq.quantization.rotation import rotate
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
+from sparq.quantization.static_ranges import channel_factors, fix_ranges
 
 CONFIG_KEY = "sparq_quantization"
 """The attribute of a quantized model's config that holds its scheme as a dict."""
@@ -71,6 +72,8 @@ def quantize(
     if scheme.method == "smoothquant":
         absmax = input_absmax(model, batches, [names[0] for _, names in smoothed_groups(model)])
         factors = model_smoothing_factors(model, absmax, scheme.smoothing_alpha)
+    if scheme.fixes_ranges and scheme.activation_granularity == "channel":
+        factors = channel_factors(model, batches)
     return _quantized_copy(model, scheme, linears, factors, batches)
 
 
@@ -91,7 +94,8 @@ def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict
     for name, linear in named_linears(model):
         if type(linear) is not nn.Linear:
             raise SparqError(f"{name} is a {type(linear).__name__}, only nn.Linear can be quantized")
-        if scheme.weight_bits != FLOAT_BITS and scheme.group_size and linear.in_features % scheme.group_size:
+        grouped = scheme.weight_bits != FLOAT_BITS or scheme.activation_granularity == "group"
+        if grouped and scheme.group_size and linear.in_features % scheme.group_size:
             raise SparqError(
                 f"group_size {scheme.group_size} does not divide the {linear.in_features} input features of {name}"
             )
@@ -130,6 +134,7 @@ def _quantized_copy(
     shared = {} if rotated else {id(linear): linear for linear in linears.values()}
     result: PreTrainedModel = copy.deepcopy(model, shared).eval()
     at_run_time = fold_into_norms(result, factors) if factors else set()
+    at_run_time |= factors.keys() - {name for _, names in smoothed_groups(result) for name in names}
     if rotated:
         rotate(result, scheme.seed)
     if scheme.learns:
@@ -144,6 +149,8 @@ def _quantized_copy(
             layer = make(linear, scheme, factor=factors.get(name), divide_input=name in at_run_time, hadamard=hadamard)
             result.set_submodule(name, layer)
             bar.update()
+    if scheme.fixes_ranges:
+        fix_ranges(result, scheme, batches)
     if scheme.compensates:
         round_with_compensation(result, scheme, batches)
     if scheme.embedding_bits != FLOAT_BITS:

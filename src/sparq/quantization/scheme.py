@@ -12,7 +12,7 @@ from sparq.errors import SparqError, unknown
 from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
 
 Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation"]
-Granularity = Literal["token", "tensor"]
+Granularity = Literal["token", "tensor", "group", "channel"]
 Rounding = Literal["nearest", "gptq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -40,6 +40,7 @@ _CLIPPED_BITS, _CLIP = 4, 0.9
 _REALS = (
     ("smoothing_alpha", 0.0, 1.0),
     ("weight_tail", 0.0, 0.5),
+    ("activation_tail", 0.0, 0.5),
     ("activation_clip", 0.0, 1.0),
     ("gptq_damping", 0.0, 1.0),
     ("change_rate", 0.0, 1.0),
@@ -66,9 +67,13 @@ class QuantizationScheme:
         group_size: input features that share one weight scale; None is one scale per output channel.
         weight_symmetric: weights without a zero point (SmoothQuant's setting).
         activation_symmetric: activations without a zero point (SmoothQuant's setting).
-        activation_granularity: which values share a scale, which is always computed at run time: one `token`,
-            or the whole `tensor`. With `tensor` the result for a sequence depends on what else is in the
-            batch, padding included, so the default is `token`.
+        activation_granularity: which values share a scale: one `token`, `group_size` channels of a token (`group`), or
+            the whole `tensor`. They are computed at run time, so with `tensor` the result for a sequence depends on
+            what else is in the batch, padding included, unless `activation_static` is given. `channel` divides each
+            channel by its largest magnitude on calibration data first, and then is a static `tensor`.
+        activation_static: fix the range of a `tensor` on calibration data: `max`, `percentile` or `mse`, see
+            `sparq.quantization.static_ranges`; None for ranges at run time.
+        activation_tail: share of the activations that `percentile` leaves out; others do not read it.
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
@@ -101,6 +106,8 @@ class QuantizationScheme:
     weight_symmetric: bool = True
     activation_symmetric: bool = True
     activation_granularity: Granularity = "token"
+    activation_static: WeightRange | None = None
+    activation_tail: float = 0.001
     smoothing_alpha: float = 0.5
     rounding: Rounding | None = None
     weight_range: WeightRange = "max"
@@ -127,6 +134,8 @@ class QuantizationScheme:
             raise unknown("activation granularity", str(self.activation_granularity), GRANULARITIES)
         if self.weight_range not in WEIGHT_RANGES:
             raise unknown("weight range", str(self.weight_range), WEIGHT_RANGES)
+        if self.activation_static is not None and self.activation_static not in WEIGHT_RANGES:
+            raise unknown("static activation range", str(self.activation_static), WEIGHT_RANGES)
         if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise unknown("rounding", str(self.rounding), ROUNDINGS)
         for name in ("weight_bits", "activation_bits", *_ATTENTION_BITS):
@@ -154,6 +163,29 @@ class QuantizationScheme:
                 raise SparqError(f"{name} is {value!r}; it must be a whole number from {lowest} on")
         if self.learns and self.rounding == "gptq":
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
+        self._check_granularity()
+
+    def _check_granularity(self) -> None:
+        granularity, static = self.activation_granularity, self.activation_static
+        if granularity == "group" and self.group_size is None:
+            raise SparqError(
+                "activation_granularity 'group' shares group_size with the weights, but group_size is null"
+            )
+        if static is not None and granularity not in ("tensor", "channel"):
+            raise SparqError(
+                f"activation_static {static!r} fixes one range for all tokens: activation_granularity must be 'tensor'"
+                f" or 'channel', not {granularity!r}"
+            )
+        if granularity == "channel" and static is None:
+            raise SparqError(
+                "activation_granularity 'channel' is static: set activation_static to max, percentile or mse"
+            )
+        if granularity == "channel" and self.method not in ("rtn", "gptq"):
+            raise SparqError(
+                f"activation_granularity 'channel' goes with rtn and gptq: {self.method} changes channels itself"
+            )
+        if self.learns and (static is not None or granularity == "group"):
+            raise SparqError(f"{self.method} trains with ranges at run time, of tokens or tensors")
 
     @property
     def compensates(self) -> bool:
@@ -165,7 +197,12 @@ class QuantizationScheme:
     @property
     def needs_calibration(self) -> bool:
         """Whether the method looks at data."""
-        return self.method == "smoothquant" or self.compensates or self.learns
+        return self.method == "smoothquant" or self.compensates or self.learns or self.fixes_ranges
+
+    @property
+    def fixes_ranges(self) -> bool:
+        """Whether activations are quantized with ranges from calibration data."""
+        return self.activation_static is not None and self.activation_bits != FLOAT_BITS
 
     @property
     def learns(self) -> bool:
