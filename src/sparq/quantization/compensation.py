@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparq.errors import SparqError
-from sparq.models.families import decoder_blocks, input_groups
+from sparq.models.families import decoder_blocks, family_of, input_groups
 from sparq.progress import progress
 from sparq.quantization.block_stream import BlockStream
 from sparq.quantization.gptq import gptq_round
@@ -36,6 +36,7 @@ def round_with_compensation(
         SparqError: as `BlockStream`, or inputs are NaN or infinite.
     """
     stream = BlockStream(model, batches)
+    blocks = family_of(model).blocks
     with progress(f"quantize {scheme.name}", total=len(stream.blocks), unit="block") as bar:
         for index, block in enumerate(decoder_blocks(model)):
             before = stream.call(index, 0)
@@ -44,7 +45,7 @@ def round_with_compensation(
                 first = next(iter(layers.values()))
                 hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
                 for name, layer in layers.items():
-                    grid = scheme.grid(layer.weight)
+                    grid = scheme.for_layer(f"{blocks}.{index}.{name}").grid(layer.weight)
                     integers = gptq_round(layer.weight, hessian, grid, damping=scheme.gptq_damping)
                     block.set_submodule(name, layer.rounded(grid, integers))
             loss = (stream.call(index, 0) - before).float().square().mean()

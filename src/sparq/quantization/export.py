@@ -90,6 +90,8 @@ def _checked(model: PreTrainedModel) -> QuantizationScheme:
         )
     if scheme.weight_bits == FLOAT_BITS:
         raise SparqError("weight_bits is 16: there are no integers to export")
+    if scheme.layers:
+        raise SparqError("layers of different bits are not exported: quantize with layers empty")
     if scheme.quantizes_attention:
         raise SparqError(
             "the model's attention is quantized inside, which the reader would not do: export needs 16 bits"

@@ -12,7 +12,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparq.errors import SparqError
+from sparq.errors import SparqError, unknown
 from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
 from sparq.quantization.attention import check_attention, quantize_attention
@@ -90,6 +90,10 @@ def _checked_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> dict
     family_of(model)
     if scheme_of(model) is not None:
         raise SparqError("the model is already quantized: start from the model in floating point")
+    names = [name for name, _ in named_linears(model)]
+    for name in scheme.layers:
+        if name not in names:
+            raise unknown("layer", name, names)
     linears: dict[str, nn.Linear] = {}
     for name, linear in named_linears(model):
         if type(linear) is not nn.Linear:
@@ -146,7 +150,10 @@ def _quantized_copy(
     with progress(f"quantize {scheme.name}", total=len(left), unit="layer") as bar:
         for name, linear in left:
             hadamard = rotated and name.endswith(f".{down}")
-            layer = make(linear, scheme, factor=factors.get(name), divide_input=name in at_run_time, hadamard=hadamard)
+            layer = make(
+                linear, scheme.for_layer(name), factor=factors.get(name), divide_input=name in at_run_time,
+                hadamard=hadamard,
+            )  # fmt: skip
             result.set_submodule(name, layer)
             bar.update()
     if scheme.fixes_ranges:

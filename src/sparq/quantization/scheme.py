@@ -49,6 +49,9 @@ _REALS = (
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
 
+LAYER_SETTINGS = ("weight_bits", "activation_bits", "activation_clip")
+"""What can differ between the layers of a model."""
+
 _ATTENTION_BITS = ("query_bits", "key_bits", "value_bits", "probability_bits")
 
 BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
@@ -96,6 +99,8 @@ class QuantizationScheme:
         value_bits: likewise for its values.
         probability_bits: 2 to 8 for the attention's probabilities, in fixed steps from 0 to 1, or 16.
         attention_group_size: channels of a head's query, key or value that share a scale; None is the whole head.
+        layers: settings of single layers that differ, by the layer's full name: `weight_bits`, `activation_bits` and
+            `activation_clip`. Bits stay 2 to 8 where they are so in the scheme, and 16 where they are 16.
         key_rotation: multiply queries and keys by a Hadamard matrix before they are quantized; nothing if neither is.
     """
 
@@ -126,6 +131,7 @@ class QuantizationScheme:
     probability_bits: int = FLOAT_BITS
     attention_group_size: int | None = None
     key_rotation: bool = False
+    layers: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -164,6 +170,25 @@ class QuantizationScheme:
         if self.learns and self.rounding == "gptq":
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
         self._check_granularity()
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise SparqError(f"layers is {self.layers!r}; it must map names of layers to settings")
+        if self.layers and self.learns:
+            raise SparqError(f"{self.method} trains whole blocks with one scheme: layers must be empty")
+        for name, settings in self.layers.items():
+            if not isinstance(settings, Mapping):
+                raise SparqError(f"layers.{name} is {settings!r}; it must be settings such as weight_bits")
+            for key, value in settings.items():
+                if key not in LAYER_SETTINGS:
+                    raise unknown(f"setting of layer {name}", str(key), LAYER_SETTINGS)
+                if key != "activation_clip" and (value == FLOAT_BITS) != (getattr(self, key) == FLOAT_BITS):
+                    raise SparqError(
+                        f"{key} of layer {name} is {value!r} and that of the scheme {getattr(self, key)}: either"
+                        " both or none can be 16"
+                    )
+            self.for_layer(name)
 
     def _check_granularity(self) -> None:
         granularity, static = self.activation_granularity, self.activation_static
@@ -214,6 +239,10 @@ class QuantizationScheme:
         """Whether anything inside of the attention is quantized."""
         return any(getattr(self, name) != FLOAT_BITS for name in _ATTENTION_BITS)
 
+    def for_layer(self, name: str) -> "QuantizationScheme":
+        """Return the scheme of one layer, by its full name."""
+        return dataclasses.replace(self, **{**self.layers[name], "layers": {}}) if name in self.layers else self
+
     def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
         """Return the grid of a weight matrix."""
         return weight_grid(
@@ -250,7 +279,8 @@ class QuantizationScheme:
             if key not in {field.name for field in fields}:
                 raise unknown("quantization setting", str(key), [field.name for field in fields])
         for field in fields:
-            if field.default is dataclasses.MISSING and field.name not in values:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in values:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
         own = dict(_OWN_DEFAULTS.get(str(values["method"]), {}))
         bits = values["activation_bits"]

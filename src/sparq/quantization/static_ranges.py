@@ -47,7 +47,7 @@ def fix_ranges(model: PreTrainedModel, scheme: QuantizationScheme, batches: Iter
         SparqError: as `BlockStream`, or inputs are NaN or infinite.
     """
     with _floating_inputs(model):
-        stream = BlockStream(model, batches)
+        stream, blocks = BlockStream(model, batches), family_of(model).blocks
         with progress("ranges", total=len(stream.blocks), unit="block") as bar:
             for index, block in enumerate(decoder_blocks(model)):
                 for names in input_groups(model):
@@ -64,9 +64,9 @@ def fix_ranges(model: PreTrainedModel, scheme: QuantizationScheme, batches: Iter
                             f"the inputs of block {index}, {names[0]} are NaN or infinite on the calibration data;"
                             " check the model"
                         )
-                    scale, offset = static_scale(seen, scheme)
-                    for layer in layers:
+                    for name, layer in zip(names, layers, strict=True):
                         assert isinstance(layer, QuantizedLinear)
+                        scale, offset = static_scale(seen, scheme.for_layer(f"{blocks}.{index}.{name}"))
                         layer.activation_scale = scale.reshape(1).clone()
                         if offset is not None:
                             layer.activation_zero_point = offset.reshape(1).to(torch.int8)

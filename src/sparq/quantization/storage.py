@@ -141,7 +141,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
 
 def _integer_layers(model: PreTrainedModel, scheme: QuantizationScheme) -> list[tuple[str, int]]:
     """Return names and bits of the layers whose `weight` is integers."""
-    layers = [(name, scheme.weight_bits) for name, _ in named_linears(model)]
+    layers = [(name, scheme.for_layer(name).weight_bits) for name, _ in named_linears(model)]
     if scheme.embedding_bits != FLOAT_BITS:
         layers += [(name, scheme.embedding_bits) for name in _embedding_names(model)]
     return layers
@@ -212,12 +212,12 @@ def _place_linears(
 ) -> None:
     for name, linear in list(named_linears(model)):
         assert isinstance(linear, nn.Linear)
-        _unpack_weight(tensors, name, scheme.weight_bits, linear.in_features)
+        _unpack_weight(tensors, name, scheme.for_layer(name).weight_bits, linear.in_features)
         found: dict[str, Any] = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
         _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
         layer = QuantizedLinear(
             **found,
-            **activation_settings(scheme),
+            **activation_settings(scheme.for_layer(name)),
             hadamard=scheme.method == "rotation" and name.endswith(f".{family_of(model).down}"),
         )
         model.set_submodule(name, layer)
