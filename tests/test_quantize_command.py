@@ -1,16 +1,20 @@
 """`sparq quantize` of any model and `sparq perplexity`: what they write, print and refuse."""
 
+import dataclasses
+import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from small_world import make_backbone
 from sparq.cli.main import main
+from sparq.evaluation import prose_perplexity
 from sparq.models import load_model
-from sparq.quantization import QuantizationScheme, load_quantized, quantize, scheme_of
+from sparq.quantization import QuantizationScheme, load_quantized, quantize, scheme_of, sensitivity
 from sparq.quantization.names import settings_of_name
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
@@ -167,3 +171,56 @@ def test_names() -> None:
     assert settings_of_name("w4a16g128-gptq") == {
         "method": "gptq", "weight_bits": 4, "activation_bits": 16, "group_size": 128,
     }  # fmt: skip
+
+
+def test_sensitivity_is_the_librarys(
+    backbone: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "parts.json"
+    options = ["--scheme", "w3a16-rtn", "--by", "kind", "--text", str(text), "--text-tokens", "90", "--context", "30"]
+    assert main(["sensitivity", str(backbone), *options, "--out", str(out)]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    ids = torch.cat(pieces(backbone, 90, 30), 1)[0]
+
+    def measure(model: PreTrainedModel) -> dict[str, float]:
+        return {"text": math.log(prose_perplexity(model, ids, context=30).value)}
+
+    model = load_model(str(backbone))
+    scheme = QuantizationScheme.from_dict({"method": "rtn", "weight_bits": 3, "activation_bits": 16})
+    report = sensitivity(model, None, scheme, measure, by="kind")
+    assert json.loads(out.read_text()) == {
+        "scheme": scheme.to_dict(), **json.loads(json.dumps(dataclasses.asdict(report)))
+    }  # fmt: skip
+    assert [line[0] for line in lines[:3]] == ["part", "none", "all"]
+    order = sorted(report.parts, key=lambda part: part.worst, reverse=True)
+    assert [line[0] for line in lines[3:]] == [part.part for part in order]
+    assert lines[3][2] == f"{100 * math.expm1(order[0].worst):+.3f} %"
+
+
+def test_a_budget_is_kept_and_saved(
+    backbone: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "low"
+    data = ["--text", str(text), "--text-tokens", "90", "--context", "30"]
+    better = ["--budget", "0.5", "--better", "w8a8", "--by", "block"]
+    assert main(["quantize", str(backbone), "--out", str(out), "--scheme", "w4a4-rtn", *better, *data]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:2] == [str(out), "w4a4-rtn"]
+    assert re.fullmatch(r"[01] of 2", lines[1][1])
+    saved = scheme_of(load_quantized(out))
+    assert saved is not None
+    assert all(settings["activation_clip"] == 1.0 for settings in saved.layers.values())
+    assert len(saved.layers) == 7 * int(lines[1][1][0])
+    assert lines[2][0] == "text"
+    assert float(lines[2][2].split()[0]) <= 50
+
+
+def test_mistakes_of_budgets(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["quantize", backbone, "--out", tmp_path / "low", "--scheme", "w2a2-rtn"]
+    assert "'5%' is not a share above 0, such as 0.05" in error_of(capsys, *options, "--budget", "5%")
+    assert "'a8' is not of the form w8 or w8a8" in error_of(capsys, *options, "--budget", "1", "--better", "a8")
+    assert error_of(capsys, *options, "--by", "block").startswith("--by goes with --budget")
+    message = error_of(capsys, *options, "--budget", "1e-7", "--better", "w3", "--by", "kind", "--text-tokens", "90")
+    assert message.startswith("with all layers promoted the perplexity of text is +")
+    assert error_of(capsys, *options, "--tasks", "asr").endswith("is no trained SpeechLM: leave --tasks out")
+    assert not (tmp_path / "low").exists()

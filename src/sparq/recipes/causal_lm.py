@@ -1,5 +1,6 @@
-"""Any causal LM, outside of a recipe: quantize it on a text, and measure its perplexity on another."""
+"""Any causal LM, outside of a recipe: quantize it, measure what each part suffers, measure its perplexity."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,70 +10,101 @@ from sparq.errors import SparqError
 from sparq.evaluation.perplexity import Perplexity, prose_perplexity
 from sparq.files import atomic_path
 from sparq.models import load_model
-from sparq.quantization import QuantizationScheme, load_quantized, quantize, save_quantized, to_integers
+from sparq.quantization import (
+    MixedModel,
+    QuantizationScheme,
+    SensitivityReport,
+    load_quantized,
+    quantize,
+    quantize_within,
+    save_quantized,
+    sensitivity,
+    to_integers,
+)
+from sparq.quantization.sensitivity import By
 from sparq.quantization.storage import is_quantized
 from sparq.recipes.prose import load_tokenizer, prose_pieces
+from sparq.recipes.subject import Data, is_speechlm, load_subject
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How good a model of mixed bits has to be.
+
+    Attributes:
+        share: how much of itself each perplexity may rise.
+        better: settings of promoted parts.
+        by: what is promoted together.
+    """
+
+    share: float
+    better: dict[str, int | float]
+    by: By = "layer"
 
 
 def quantize_causal_lm(
     reference: str,
     out: Path,
     scheme: QuantizationScheme,
+    data: Data,
     *,
     attention: str | None = None,
-    calibration: Path | None = None,
-    tokens: int = 16384,
-    context: int = 1024,
-) -> int:
+    budget: Budget | None = None,
+) -> MixedModel | None:
     """Quantize a causal LM and write it, with its tokenizer, as a folder that `load_quantized` reads.
 
     Args:
-        reference: a folder, a hub name or `pretrained:NAME`.
+        reference: a folder, a hub name, `pretrained:NAME`, or a trained SpeechLM, RUN/models/FRAMEWORK.
         out: the folder; it must not exist, and is whole or absent afterwards.
         scheme: what to do.
+        data: what to calibrate on, for schemes that need it, and to measure a budget on.
         attention: the attention to run it with; that of its config by default.
-        calibration: a text, for schemes that need one.
-        tokens: how many of its tokens to use.
-        context: most tokens of a sequence.
+        budget: give more bits to parts until it is kept; None for the scheme as it is.
 
     Returns:
-        The bytes of the weights' file.
+        What became of the budget.
 
     Raises:
-        SparqError: the model, the text or the scheme do not fit each other.
+        SparqError: the model, the data, the scheme and the budget do not fit each other.
     """
     if out.exists():
         raise SparqError(f"{out} exists: choose a folder that does not, nothing is overwritten")
-    check_calibration(scheme, calibration)
-    if is_quantized(Path(reference)):
-        raise SparqError(f"{reference} is quantized already: start from the model in floating point")
-    model = load_model(reference, attention)
-    tokenizer = load_tokenizer(reference)
-    batches: list[torch.Tensor] = []
-    if calibration is not None:
-        pieces = prose_pieces(model, tokenizer, calibration, tokens=tokens, context=context)
-        found = sum(len(piece) for piece in pieces)
-        if found < tokens - 1:  # a last piece of one token is left out
-            raise SparqError(
-                f"{calibration} has {found} tokens, fewer than the {tokens} of --tokens: give a longer text, or fewer"
-            )
-        batches = [piece[None] for piece in pieces]
-    quantized = quantize(model, batches, scheme)
+    check_calibration(reference, scheme, data)
+    subject = load_subject(reference, data, calibrates=scheme.needs_calibration, attention=attention)
+    mixed = None
+    if budget is None:
+        quantized = quantize(subject.model, subject.calibration, scheme)
+    else:
+        mixed = quantize_within(
+            subject.model, subject.calibration, scheme, subject.measure(), budget=budget.share, better=budget.better,
+            by=budget.by,
+        )  # fmt: skip
+        quantized = mixed.model
     with atomic_path(out) as folder:
         save_quantized(quantized, folder)
-        tokenizer.save_pretrained(folder)
-    return (out / "model.safetensors").stat().st_size
+        subject.save_tokenizer(folder)
+    return mixed
 
 
-def check_calibration(scheme: QuantizationScheme, calibration: Path | None) -> None:
+def causal_lm_sensitivity(
+    reference: str, scheme: QuantizationScheme, data: Data, *, attention: str | None = None, by: By = "layer"
+) -> SensitivityReport:
+    """Return what each part of a model suffers when it alone is quantized; arguments as in `quantize_causal_lm`."""
+    check_calibration(reference, scheme, data)
+    subject = load_subject(reference, data, calibrates=scheme.needs_calibration, attention=attention)
+    return sensitivity(subject.model, subject.calibration, scheme, subject.measure(), by=by)
+
+
+def check_calibration(reference: str, scheme: QuantizationScheme, data: Data) -> None:
     """Check that a text is given exactly where it is read.
 
     Raises:
         SparqError: it is missing, or would not be read.
     """
-    if scheme.needs_calibration and calibration is None:
+    given = data.calibration is not None
+    if scheme.needs_calibration and not given and not is_speechlm(reference):
         raise SparqError(f"{scheme.name} needs calibration data: give a text with --calibration FILE")
-    if calibration is not None and not scheme.needs_calibration:
+    if given and not scheme.needs_calibration:
         raise SparqError(f"{scheme.name} reads no calibration data: leave --calibration out")
 
 
