@@ -58,7 +58,16 @@ def test_quantize_writes_what_the_library_makes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     out = tmp_path / "low"
-    calibration = ["--calibration", str(text), "--tokens", "96", "--context", "32"]
+    calibration = [
+        "--calibration",
+        str(text),
+        "--tokens",
+        "96",
+        "--context",
+        "32",
+        "--resume",
+        str(tmp_path / "blocks"),
+    ]
     assert main(["quantize", str(backbone), "--out", str(out), "--attention", "softmax1", *options, *calibration]) == 0
     scheme = QuantizationScheme.from_dict({"weight_bits": 4, "activation_bits": 4, **settings})
     assert (
@@ -113,6 +122,7 @@ def test_perplexity_is_the_mean_over_windows(
         ("--scheme w4a4-gptq --calibration TEXT --context 1", "--context is 1: it must be 2 or more"),
         ("--scheme w4a4-rtn --attention sofmax1", "unknown attention 'sofmax1': did you mean 'softmax1'?"),
         ("--scheme w4a4-rtn --skip-bad", "--skip-bad is for a recipe"),
+        ("--scheme w4a4-rtn --resume blocks", "w4a4-rtn does not round block by block with GPTQ"),
         ("--scheme w4a4-rtn --seed -1", "argument --seed: "),
     ],
 )  # fmt: skip
@@ -218,6 +228,8 @@ def test_a_budget_is_kept_and_saved(
 def test_mistakes_of_budgets(backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["quantize", backbone, "--out", tmp_path / "low", "--scheme", "w2a2-rtn"]
     assert "'5%' is not a share above 0, such as 0.05" in error_of(capsys, *options, "--budget", "5%")
+    both = error_of(capsys, *options, "--budget", "1", "--resume", tmp_path / "blocks")
+    assert both.startswith("--resume keeps one quantization and --budget makes several")
     assert "'a8' is not of the form w8 or w8a8" in error_of(capsys, *options, "--budget", "1", "--better", "a8")
     assert error_of(capsys, *options, "--by", "block").startswith("--by goes with --budget")
     message = error_of(capsys, *options, "--budget", "1e-7", "--better", "w3", "--by", "kind", "--text-tokens", "90")

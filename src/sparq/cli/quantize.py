@@ -40,6 +40,12 @@ def add_quantize_options(parser: Parser) -> None:
         "--better", metavar="BITS", help=f"their bits, for example w8 or w8a8 (default: {_BETTER})", type=_better
     )
     group.add_argument("--by", choices=_BY, help="what gets more bits together (default: layer)")
+    group.add_argument(
+        "--resume",
+        metavar="DIR",
+        type=Path,
+        help="keep blocks that GPTQ has finished there, and go on from them (default: nothing is kept)",
+    )
     parser.set_defaults(model_options=[action.dest for action in group._group_actions])
 
 
@@ -102,6 +108,8 @@ def quantize_model(arguments: argparse.Namespace) -> None:
             raise SparqError(
                 f"--{name.replace('_', '-')} goes with --budget: without one every layer has the same bits"
             )
+    if arguments.budget is not None and arguments.resume is not None:
+        raise SparqError("--resume keeps one quantization and --budget makes several: leave one out")
     data = _data(arguments)
     from sparq.quantization import QuantizationScheme
     from sparq.recipes.causal_lm import Budget, check_calibration, quantize_causal_lm
@@ -112,8 +120,9 @@ def quantize_model(arguments: argparse.Namespace) -> None:
     if arguments.budget is not None:
         budget = Budget(share=arguments.budget, better=arguments.better or _better(_BETTER), by=arguments.by or "layer")
     mixed = quantize_causal_lm(
-        str(arguments.recipe), arguments.out, scheme, data, attention=arguments.attention, budget=budget
-    )
+        str(arguments.recipe), arguments.out, scheme, data, attention=arguments.attention, budget=budget,
+        resume=arguments.resume,
+    )  # fmt: skip
     size = (arguments.out / "model.safetensors").stat().st_size
     print(f"{arguments.out}\t{scheme.name}\t{size / 1e6:.1f} MB")
     if mixed is not None:

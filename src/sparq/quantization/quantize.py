@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from sparq.quantization.embeddings import quantize_embeddings
 from sparq.quantization.learned import learn_blocks
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch, input_absmax
+from sparq.quantization.resume import BlockStore
 from sparq.quantization.rotation import rotate
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import fold_into_norms, model_smoothing_factors, smoothed_groups
@@ -34,15 +36,17 @@ def quantize(
     model: PreTrainedModel,
     calibration: Iterable[CalibrationBatch] | None = None,
     scheme: QuantizationScheme | None = None,
+    *,
+    resume: Path | None = None,
     **settings: Any,
 ) -> PreTrainedModel:
     """Return a quantized copy of a causal LM; the model itself is left as it was.
 
     All linear layers of the decoder blocks are quantized. Norms and OPT's project_in and project_out stay in floating
     point; so do embedding and head unless `embedding_bits` says else, and the attention's products and the KV cache
-    unless `query_bits`, `key_bits`, `value_bits` or `probability_bits` do. The
-    copy shares no storage with the model; only `rotation` copies the float weights of the quantized layers. It is in
-    evaluation mode and its parameters are frozen, for inference.
+    unless `query_bits`, `key_bits`, `value_bits` or `probability_bits` do. The copy shares no
+    storage with the model; only `rotation` copies the float weights of the quantized layers. It is in evaluation mode
+    and its parameters are frozen, for inference.
 
         quantized = quantize(model, batches, method="smoothquant", weight_bits=8, activation_bits=8)
 
@@ -51,6 +55,8 @@ def quantize(
         calibration: batches of token ids, or mappings with `input_ids` and `attention_mask` (padding is left
             out); read once, and held. A scheme that rounds to nearest without smoothing does not read it.
         scheme: what to do.
+        resume: a folder for finished blocks, of schemes that round by GPTQ: an interrupted call goes on from it, and
+            ends with the same bits on the same machine. It can be removed afterwards.
         **settings: the fields of a `QuantizationScheme`, instead of `scheme`.
 
     Raises:
@@ -68,13 +74,18 @@ def quantize(
         raise SparqError(f"{scheme.name} needs calibration data: batches of token ids like those the model will see")
     batches = [] if calibration is None or not scheme.needs_calibration else list(calibration)
 
+    store = None
+    if resume is not None:
+        if not scheme.compensates:
+            raise SparqError(f"{scheme.name} does not round block by block with GPTQ: it cannot resume")
+        store = BlockStore(resume, model, scheme, batches)
     factors: dict[str, Tensor] = {}
     if scheme.method == "smoothquant":
         absmax = input_absmax(model, batches, [names[0] for _, names in smoothed_groups(model)])
         factors = model_smoothing_factors(model, absmax, scheme.smoothing_alpha)
     if scheme.fixes_ranges and scheme.activation_granularity == "channel":
         factors = channel_factors(model, batches)
-    return _quantized_copy(model, scheme, linears, factors, batches)
+    return _quantized_copy(model, scheme, linears, factors, batches, store)
 
 
 def scheme_of(model: PreTrainedModel) -> QuantizationScheme | None:
@@ -132,6 +143,7 @@ def _quantized_copy(
     linears: dict[str, nn.Linear],
     factors: dict[str, Float[Tensor, " _"]],
     batches: list[CalibrationBatch],
+    store: BlockStore | None,
 ) -> PreTrainedModel:
     rotated = scheme.method == "rotation"
     # Memory: unless they are rotated, the copy shares the linear layers until each is replaced by its counterpart.
@@ -159,7 +171,7 @@ def _quantized_copy(
     if scheme.fixes_ranges:
         fix_ranges(result, scheme, batches)
     if scheme.compensates:
-        round_with_compensation(result, scheme, batches)
+        round_with_compensation(result, scheme, batches, store)
     if scheme.embedding_bits != FLOAT_BITS:
         quantize_embeddings(result, scheme.embedding_bits)
     setattr(result.config, CONFIG_KEY, scheme.to_dict())

@@ -99,9 +99,9 @@ class QuantizationScheme:
         value_bits: likewise for its values.
         probability_bits: 2 to 8 for the attention's probabilities, in fixed steps from 0 to 1, or 16.
         attention_group_size: channels of a head's query, key or value that share a scale; None is the whole head.
+        key_rotation: multiply queries and keys by a Hadamard matrix before they are quantized; nothing if neither is.
         layers: settings of single layers that differ, by the layer's full name: `weight_bits`, `activation_bits` and
             `activation_clip`. Bits stay 2 to 8 where they are so in the scheme, and 16 where they are 16.
-        key_rotation: multiply queries and keys by a Hadamard matrix before they are quantized; nothing if neither is.
     """
 
     method: Method

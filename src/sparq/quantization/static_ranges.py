@@ -64,9 +64,14 @@ def fix_ranges(model: PreTrainedModel, scheme: QuantizationScheme, batches: Iter
                             f"the inputs of block {index}, {names[0]} are NaN or infinite on the calibration data;"
                             " check the model"
                         )
+                    found: dict[tuple[int, float], tuple[Tensor, Tensor | None]] = {}
                     for name, layer in zip(names, layers, strict=True):
                         assert isinstance(layer, QuantizedLinear)
-                        scale, offset = static_scale(seen, scheme.for_layer(f"{blocks}.{index}.{name}"))
+                        own = scheme.for_layer(f"{blocks}.{index}.{name}")
+                        kind = own.activation_bits, own.activation_clip
+                        if kind not in found:
+                            found[kind] = static_scale(seen, own)
+                        scale, offset = found[kind]
                         layer.activation_scale = scale.reshape(1).clone()
                         if offset is not None:
                             layer.activation_zero_point = offset.reshape(1).to(torch.int8)

@@ -50,6 +50,7 @@ def quantize_causal_lm(
     *,
     attention: str | None = None,
     budget: Budget | None = None,
+    resume: Path | None = None,
 ) -> MixedModel | None:
     """Quantize a causal LM and write it, with its tokenizer, as a folder that `load_quantized` reads.
 
@@ -60,6 +61,7 @@ def quantize_causal_lm(
         data: what to calibrate on, for schemes that need it, and to measure a budget on.
         attention: the attention to run it with; that of its config by default.
         budget: give more bits to parts until it is kept; None for the scheme as it is.
+        resume: as for `quantize`, without a budget.
 
     Returns:
         What became of the budget.
@@ -73,7 +75,7 @@ def quantize_causal_lm(
     subject = load_subject(reference, data, calibrates=scheme.needs_calibration, attention=attention)
     mixed = None
     if budget is None:
-        quantized = quantize(subject.model, subject.calibration, scheme)
+        quantized = quantize(subject.model, subject.calibration, scheme, resume=resume)
     else:
         mixed = quantize_within(
             subject.model, subject.calibration, scheme, subject.measure(), budget=budget.share, better=budget.better,
