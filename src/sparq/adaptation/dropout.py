@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 _LEVELS = 1 << 16
 
@@ -23,9 +24,11 @@ class Dropout(nn.Module):
         self.p = self.dropped / _LEVELS
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Drop elements in training, none otherwise."""
+        """Drop elements in training, none otherwise; on other devices than a CPU PyTorch does it."""
         if not self.training or self.dropped == 0:
             return x
+        if x.device.type != "cpu":
+            return functional.dropout(x, self.p)
         count = x.numel()
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
         numbers = words.view(torch.int16)[:count].view(x.shape)

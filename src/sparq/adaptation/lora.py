@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparq.adaptation.dropout import Dropout
 from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 
@@ -58,6 +60,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for module in vocabulary_modules(model).values():
         module.requires_grad_(True)
+    if settings.dropout:
+        for module in adapted.modules():
+            if isinstance(module, LoraLayer):
+                module.lora_dropout = nn.ModuleDict({name: Dropout(settings.dropout) for name in module.lora_dropout})
     return adapted
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from sparq.adaptation import (
     LoraSettings,
@@ -18,7 +20,7 @@ from sparq.adaptation import (
 from sparq.data import Batch, collate, training_batches
 from sparq.data.batching import epoch_examples, group_by_length
 from sparq.errors import SparqError
-from sparq.files import fingerprint, remove
+from sparq.files import fingerprint
 from sparq.models import build_speechlm
 from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe, used_settings
@@ -67,10 +69,13 @@ def load_vocabulary(run: RunFolder) -> JointVocabulary:
     return JointVocabulary.load(run.vocab, units_fingerprint=KMeans.load(run.kmeans).fingerprint)
 
 
-def training_settings(recipe: Recipe) -> TrainingSettings:
+def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     """Return the settings of the loop."""
-    names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after"}
-    return TrainingSettings(**{name: getattr(recipe.train, name) for name in names})
+    names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after", "sink_updates"}
+    return TrainingSettings(
+        **{name: getattr(recipe.train, name) for name in names},
+        sink_updates=recipe.train.sink_updates if framework == "softmax1" else 0,
+    )
 
 
 def start_training(
@@ -99,7 +104,7 @@ def start_training(
         noise=recipe.model.new_row_noise,
         seed=recipe.seed,
     )
-    model: torch.nn.Module = loaded.model
+    model: PreTrainedModel | PeftModel = loaded.model
     if train.method == "lora":
         model = add_lora(
             loaded.model,
@@ -118,10 +123,11 @@ def start_training(
     def batches(skip: int) -> Iterator[Batch]:
         return training_batches(
             utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
-            pad_id=pad, unit_noise=train.unit_noise, shares=shares, skip=skip,
+            pad_id=pad, long_length=train.long_length if train.packing else None, unit_noise=train.unit_noise,
+            shares=shares, skip=skip,
         )  # fmt: skip
 
-    settings = dataclasses.replace(training_settings(recipe), stop_after=updates)
+    settings = dataclasses.replace(training_settings(recipe, framework), stop_after=updates)
     run = TrainingRun(
         model,
         folder,
@@ -151,16 +157,16 @@ def start_training(
 
 def validation_batches(
     utterances: list[Spoken], vocabulary: JointVocabulary, *, batch_tokens: int, seed: int
-) -> list[Batch]:
+) -> dict[str, list[Batch]]:
     """Return every validation utterance as each task that it can be, for next-token accuracy."""
-    batches = []
+    batches: dict[str, list[Batch]] = {}
     for task in TASKS:
         weights = {other: float(other == task) for other in TASKS}
         usable = [u for u in utterances if u.text or task == "speechlm"]
         if usable:
             examples = epoch_examples(usable, vocabulary, weights=weights, seed=seed, epoch=0)
             groups = group_by_length(examples, batch_tokens=batch_tokens, random=np.random.default_rng(seed))
-            batches += [collate(group, pad_id=vocabulary.token_id(PAD)) for group in groups]
+            batches[task] = [collate(group, pad_id=vocabulary.token_id(PAD)) for group in groups]
     return batches
 
 
@@ -189,6 +195,7 @@ def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
         "selected_update": progress.best_update or progress.updates,
+        "averaged_updates": [update for _, update in progress.best],
     }
     save_speechlm(
         run.model(framework),
@@ -197,7 +204,5 @@ def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
         kmeans_file=run.kmeans,
         description=dataclasses.replace(description, training={**description.training, **outcome}),
     )
-    remove(training.best_file)
-    # Last, because without it a run that was killed here would start over.
-    remove(folder / "checkpoint")
+    training.remove_state()
     return [run.model(framework), training.log_file]
