@@ -15,7 +15,7 @@ from sparq.quantization.gptq import gptq_round
 from sparq.quantization.grid import Grid
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch
-from sparq.quantization.resume import BlockStore
+from sparq.quantization.resume import BlockStore, Rounded
 from sparq.quantization.scheme import QuantizationScheme
 
 
@@ -48,25 +48,34 @@ def round_with_compensation(
             before = stream.call(index, 0)
             own = {name: scheme.for_layer(f"{blocks}.{index}.{name}") for group in groups for name in group}
             kept = None if store is None else store.load(index, {name: each.weight_bits for name, each in own.items()})
-            done: dict[str, tuple[Grid, Tensor]] = {}
-            for group in groups:
-                layers = {name: _layer(block, name) for name in group}
-                first = next(iter(layers.values()))
-                hessian = None if kept else _hessian(stream, index, first, f"block {index}, {group[0]}")
-                for name, layer in layers.items():
-                    if kept:
-                        done[name] = kept[name]
-                    else:
-                        assert hessian is not None
-                        grid = own[name].grid(layer.weight)
-                        done[name] = grid, gptq_round(layer.weight, hessian, grid, damping=scheme.gptq_damping)
-                    block.set_submodule(name, layer.rounded(*done[name]))
-            if store is not None and not kept:
-                store.save(index, done)
+            if kept is None:
+                rounded = _round_block(stream, index, groups, own)
+                if store is not None:
+                    store.save(index, rounded)
+            else:
+                for name, (grid, integers) in kept.items():
+                    block.set_submodule(name, _layer(block, name).rounded(grid, integers))
             loss = (stream.call(index, 0) - before).float().square().mean()
             stream.advance(index)
             bar.set_postfix(loss=f"{float(loss):.3g}")
             bar.update()
+
+
+def _round_block(
+    stream: BlockStream, index: int, groups: list[tuple[str, ...]], schemes: dict[str, QuantizationScheme]
+) -> Rounded:
+    """Round the layers of a block, in place, one group after another; return their grids and integers."""
+    block = stream.blocks[index]
+    done: dict[str, tuple[Grid, Tensor]] = {}
+    for group in groups:
+        layers = {name: _layer(block, name) for name in group}
+        first = next(iter(layers.values()))
+        hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
+        for name, layer in layers.items():
+            grid = schemes[name].grid(layer.weight)
+            done[name] = grid, gptq_round(layer.weight, hessian, grid, damping=schemes[name].gptq_damping)
+            block.set_submodule(name, layer.rounded(*done[name]))
+    return done
 
 
 def _layer(block: nn.Module, name: str) -> QuantizedLinear:

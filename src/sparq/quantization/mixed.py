@@ -58,7 +58,7 @@ def quantize_within(
     the budget: with error compensation, layers depend on those before.
 
     Args:
-        model: a causal LM, left as it was.
+        model: a causal LM, left as it was; two copies of it are in memory, at the end three.
         calibration: as for `quantize`.
         scheme: the bits of most layers.
         measure: the losses of a model.
