@@ -6,11 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from sparq.adaptation.dropout import Dropout
+from sparq.adaptation.lora_linear import LoraLinear
 from sparq.errors import SparqError
 from sparq.models.families import family_of, named_linears
 
@@ -60,11 +61,18 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> PeftModel:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     for module in vocabulary_modules(model).values():
         module.requires_grad_(True)
-    if settings.dropout:
-        for module in adapted.modules():
-            if isinstance(module, LoraLayer):
-                module.lora_dropout = nn.ModuleDict({name: Dropout(settings.dropout) for name in module.lora_dropout})
+    quicken(adapted)
     return adapted
+
+
+def quicken(adapted: PeftModel) -> None:
+    """Let PEFT's layers compute as `LoraLinear` and `Dropout` do; their weights and files stay PEFT's."""
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            rates = {name: getattr(dropout, "p", 0.0) for name, dropout in module.lora_dropout.items()}
+            module.lora_dropout.update({name: Dropout(rate) for name, rate in rates.items() if rate > 0})
+        if type(module) is Linear:
+            module.__class__ = LoraLinear
 
 
 @contextlib.contextmanager
