@@ -1,6 +1,7 @@
 """The step that turns the pretrained LLM into a SpeechLM, once for each framework."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,9 @@ from sparq.types import TASKS
 from sparq.units import KMeans, UnitUtterance, read_summary, read_units
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+EVA_BATCHES = 32
+"""How many of the first micro-batches EVA reads, over and over until its directions settle."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,16 @@ def training_settings(recipe: Recipe) -> TrainingSettings:
     return TrainingSettings(**{name: getattr(recipe.train, name) for name in names})
 
 
+def lora_settings(recipe: Recipe) -> LoraSettings | None:
+    """Return the adapters' settings, None for full fine-tuning."""
+    train = recipe.train
+    if train.method == "full":
+        return None
+    names = {field.name for field in dataclasses.fields(LoraSettings)} - {"base"}
+    base = train.base if train.method == "qlora" else None
+    return LoraSettings(base=base, **{name: getattr(train, name) for name in names})
+
+
 def start_training(
     recipe: Recipe, framework: str, *, vocabulary: JointVocabulary, utterances: list[Spoken],
     validation: list[Spoken], folder: Path, updates: int | None = None,
@@ -89,22 +103,17 @@ def start_training(
         updates: stop after so many, with the schedule as for the recipe's.
     """
     train = recipe.train
+    lora = lora_settings(recipe)
     # The seed decides adapters, new rows, order and dropout, the same for every framework.
     torch.manual_seed(recipe.seed)
     loaded, embedding = build_speechlm(
         resolve_model(recipe.model.backbone),
         vocabulary,
         attention=framework,
-        dtype=_DTYPES[train.dtype],
+        dtype=torch.float32 if lora and lora.reads_weights else _DTYPES[train.dtype],
         noise=recipe.model.new_row_noise,
         seed=recipe.seed,
     )
-    model: torch.nn.Module = loaded.model
-    if train.method == "lora":
-        model = add_lora(
-            loaded.model,
-            LoraSettings(rank=train.rank, alpha=train.alpha, dropout=train.dropout, targets=train.targets),
-        )
     pad = vocabulary.token_id(PAD)
     weights = {task: getattr(train.task_weights, task) for task in TASKS}
     if not any(u.text for u in utterances) and not weights["speechlm"]:
@@ -121,6 +130,11 @@ def start_training(
             pad_id=pad, unit_noise=train.unit_noise, shares=shares, skip=skip,
         )  # fmt: skip
 
+    model: torch.nn.Module = loaded.model
+    if lora:
+        first = itertools.islice(batches(0), EVA_BATCHES if lora.initialization == "eva" else 0)
+        model = add_lora(loaded.model, lora, dtype=_DTYPES[train.dtype], batches=first)
+
     settings = dataclasses.replace(training_settings(recipe), stop_after=updates)
     run = TrainingRun(
         model,
@@ -135,6 +149,7 @@ def start_training(
         backbone_checksum=loaded.checksum,
         attention=framework,
         method=train.method,
+        base=lora.base if lora else None,
         vocabulary_fingerprint=vocabulary.fingerprint,
         units_fingerprint=vocabulary.units_fingerprint,
         training={
