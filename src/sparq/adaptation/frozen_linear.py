@@ -2,7 +2,7 @@
 
 On a CPU, bitsandbytes 0.50 computes something else once a layer is in evaluation mode: its layer of 8 bits rounds
 inputs to 8 bits too (0.7 % of the output), and its layer of 4 bits repacks its weights for a kernel in bfloat16 that
-has no gradient, so that training cannot go on after a validation. Both stay in training mode here; they have no dropout.
+has no gradient, so that training cannot go on after a validation. Both stay in training mode here; neither has dropout.
 """
 
 from typing import Self, final
