@@ -23,7 +23,7 @@ from sparq.adaptation import (
     trainable_parameters,
 )
 from sparq.adaptation.initialization import adapted_layers, removed_parts
-from sparq.adaptation.loftq import loftq
+from sparq.adaptation.loftq import loftq, truncated_svd
 from sparq.adaptation.lora import quiet_peft
 from sparq.adaptation.quantized_base import frozen, round_base
 from sparq.adaptation.settings import Base
@@ -188,6 +188,16 @@ def test_one_round_of_loftq_is_a_truncated_svd(base: Base) -> None:
     assert left.norm() <= tail * 1.001
 
 
+@pytest.mark.parametrize("shape", [(20, 33), (33, 20), (24, 24)])
+def test_truncated_svd(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape)
+    left, singular, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+    part = truncated_svd(matrix, 6)
+    assert relative(part.product.double(), left[:, :6] * singular[:6] @ right[:6]) < 1e-5
+    torch.testing.assert_close(part.a.norm(dim=1), part.b.norm(dim=0))
+    assert not truncated_svd(torch.zeros(shape), 6).product.any()
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_pissa_and_olora_against_their_definitions(rslora: bool) -> None:
     scaling = 6 / 2 if rslora else 6 / 4
@@ -221,8 +231,10 @@ def test_eva_spans_what_the_inputs_vary_in() -> None:
             model(batch.input_ids)
     for handle in handles:
         handle.remove()
+    # The last batch of an epoch, with fewer target tokens than the rank.
+    small = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1)
     counted = torch.cat([(batch.labels != IGNORE).flatten() for batch in batches])
-    adapted = add_lora(model, LoraSettings(rank=4, initialization="eva"), batches=batches)
+    adapted = add_lora(model, LoraSettings(rank=4, initialization="eva"), batches=[*batches, small])
     for name, layer in adapted_layers(adapted):
         seen = torch.cat(inputs[name])[counted]
         seen = seen - seen.mean(0)
@@ -255,13 +267,18 @@ def test_mistakes() -> None:
         ({"base": "nf5"}, "LoRA base is 'nf5': did you mean 'nf4'"),
         ({"initialization": "loftq"}, "'loftq' makes up for a quantized base: expected a base, int8 or nf4"),
         ({"initialization": "olora", "base": "int8"}, "'olora' is for a base in floating point, not 'int8'"),
-        ({"initialization": "eva"}, "'eva' reads data: give it training batches"),
+        ({"initialization": "eva"}, "needs training batches of as many target tokens as the rank, 2; the largest of 0"),
     ):
         with pytest.raises(SparqError, match=message):
             add_lora(model, settings(**changes))
     short = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1)
-    with pytest.raises(SparqError, match="as many target tokens a batch as the rank, 2, but one has 1"):
+    with pytest.raises(SparqError, match="as the rank, 2; the largest of 1 has 1: give larger ones, or lower the rank"):
         add_lora(tiny_model("llama"), settings(initialization="eva"), batches=[short])
+    for changes in ({"base": "nf4"}, {"initialization": "pissa"}):
+        with pytest.raises(
+            SparqError, match="need a model in float32, not torch.bfloat16: load it so, and give `dtype`"
+        ):
+            add_lora(tiny_model("llama").bfloat16(), settings(**changes))
 
 
 # --- the papers' settings
@@ -381,6 +398,18 @@ def test_what_is_loaded_is_what_was_trained(
         peft = PeftModel.from_pretrained(plain, tmp_path / "model" / "adapter")
     with torch.no_grad():
         assert relative(peft.eval()(input_ids=ids).logits, expected) < 1e-5
+
+
+def test_files_in_bfloat16_keep_the_difference_from_the_start(
+    tmp_path: Path, backbones: dict[str, Path], vocabulary: JointVocabulary
+) -> None:
+    """PiSSA's adapters less their start are small beside either."""
+    settings = LoraSettings(rank=8, alpha=8, initialization="pissa")
+    trained = saved(tmp_path / "model", backbones["llama"], vocabulary, settings, torch.bfloat16)
+    loaded = load_speechlm(tmp_path / "model")
+    ids = torch.randint(3, 50, (2, 9))
+    with torch.no_grad():
+        assert relative(loaded.model(ids).logits, trained(input_ids=ids).logits) < 0.02
 
 
 def test_bfloat16_is_computed_in_and_float32_rounded_from(

@@ -82,23 +82,24 @@ def start_from_inputs(model: PeftModel, batches: Sequence[Batch], settings: Lora
 
     Args:
         model: with adapters.
-        batches: training batches, read again and again until the directions settle.
+        batches: training batches, read again and again until the directions settle; those with fewer target tokens
+            than the rank, such as the last of an epoch, cannot be decomposed and are left out.
         settings: with `eva`.
 
     Raises:
-        SparqError: there are no batches, or one has fewer target tokens than the rank.
+        SparqError: no batch has as many target tokens as the rank.
     """
-    if not batches:
-        raise SparqError("LoRA initialization 'eva' reads data: give it training batches")
-    inputs = []
-    for batch in batches:
-        targets = int((batch.labels != IGNORE).sum())
-        if targets < settings.rank:
-            raise SparqError(
-                f"LoRA initialization 'eva' needs as many target tokens a batch as the rank, {settings.rank}, but one"
-                f" has {targets}: larger batches or a smaller rank"
-            )
-        inputs.append({"input_ids": batch.input_ids, "labels": batch.labels})
+    targets = [int((batch.labels != IGNORE).sum()) for batch in batches]
+    inputs = [
+        {"input_ids": batch.input_ids, "labels": batch.labels}
+        for batch, number in zip(batches, targets, strict=True)
+        if number >= settings.rank
+    ]
+    if not inputs:
+        raise SparqError(
+            f"LoRA initialization 'eva' needs training batches of as many target tokens as the rank, {settings.rank};"
+            f" the largest of {len(batches)} has {max(targets, default=0)}: give larger ones, or lower the rank"
+        )
     initialize_lora_eva_weights(
         model,
         inputs,

@@ -31,19 +31,23 @@ def add_lora(
     is changed in place.
 
     Args:
-        model: in float32 if `settings.reads_weights`, so that nothing is rounded twice.
+        model: in float32 if `settings.reads_weights`: files refer to the weights as they are, not rounded before.
         settings: what adapters, on what base.
         dtype: what the model shall compute in; None leaves its parameters as they are.
         batches: training batches, for `eva`; as many as are given are held.
 
     Raises:
-        SparqError: a setting is wrong, a target matches no layer, the rank exceeds a layer, data is missing for `eva`,
-            or bitsandbytes for a quantized base.
+        SparqError: a setting is wrong, a target matches no layer, the rank exceeds a layer, the weights are read and
+            not in float32, or something is missing: data for `eva`, bitsandbytes for a quantized base.
     """
     settings.validate()
     family = family_of(model)
     targets = settings.targets or family.lora_targets
     _check_targets(model, targets, settings.rank)
+    if settings.reads_weights and model.dtype != torch.float32:
+        raise SparqError(
+            f"these LoRA settings need a model in float32, not {model.dtype}: load it so, and give `dtype`"
+        )
     starts: dict[str, LoftQ] = {}
     if settings.base is not None:
         if settings.initialization == "loftq":

@@ -126,9 +126,10 @@ def _save_adapter(
     # Where training started from is over; PEFT would take it out of the base again.
     config.update(init_lora_weights=True, eva_config=None)
     file = folder / "adapter" / "adapter_model.safetensors"
-    tensors, removed = load_file(file), removed_parts(model)
+    tensors, removed = {k: stored(v) for k, v in load_file(file).items()}, removed_parts(model)
     if removed and description.base is None:
         scaling = next(layer.scaling[ADAPTER] for _, layer in adapted_layers(model))
+        # In float32, whatever else is stored in: most of either half is in the other one too.
         tensors = absorb_removed(tensors, removed, scaling)
         # Twice the rank; alpha keeps s, which is alpha / rank or alpha / sqrt(rank).
         config["r"] *= 2
@@ -136,7 +137,7 @@ def _save_adapter(
     elif removed:
         parts = {f"{name}.{key}": value for name, part in removed.items() for key, value in part._asdict().items()}
         save_file({k: v.contiguous() for k, v in parts.items()}, folder / BASE_FILE, metadata={"format": "pt"})
-    save_file({k: stored(v) for k, v in tensors.items()}, file, metadata={"format": "pt"})
+    save_file(tensors, file, metadata={"format": "pt"})
     write_json(folder / "adapter" / "adapter_config.json", config)
 
 
