@@ -3,7 +3,7 @@
 ```
 speechlm.json            what it is: backbone and its checksum, attention, vocabulary and units it belongs to
 adapter/                 PEFT's own format, for the backbone as it is (lora) or rounded to `base` (qlora)
-base.safetensors         what was taken out of the backbone ahead of rounding, if anything was (qlora with LoftQ)
+base.safetensors         what was taken out of the backbone ahead of rounding; nothing but for LoftQ (qlora)
 vocabulary.safetensors   embedding, head unless tied, projections (lora, qlora)
 model.safetensors        every weight (full)
 vocabulary/              the joint vocabulary
@@ -126,15 +126,17 @@ def _save_adapter(
     # Where training started from is over; PEFT would take it out of the base again.
     config.update(init_lora_weights=True, eva_config=None)
     file = folder / "adapter" / "adapter_model.safetensors"
-    tensors, removed = {k: stored(v) for k, v in load_file(file).items()}, removed_parts(model)
+    tensors, removed = load_file(file), removed_parts(model)
     if removed and description.base is None:
         scaling = next(layer.scaling[ADAPTER] for _, layer in adapted_layers(model))
-        # In float32, whatever else is stored in: most of either half is in the other one too.
+        # Not cast to what else is stored in: most of either half is in the other one too.
         tensors = absorb_removed(tensors, removed, scaling)
         # Twice the rank; alpha keeps s, which is alpha / rank or alpha / sqrt(rank).
         config["r"] *= 2
         config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2
-    elif removed:
+    else:
+        tensors = {k: stored(v) for k, v in tensors.items()}
+    if description.base is not None:
         parts = {f"{name}.{key}": value for name, part in removed.items() for key, value in part._asdict().items()}
         save_file({k: v.contiguous() for k, v in parts.items()}, folder / BASE_FILE, metadata={"format": "pt"})
     save_file(tensors, file, metadata={"format": "pt"})
@@ -229,8 +231,6 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def _read_removed(file: Path) -> dict[str, LowRank]:
-    if not file.exists():
-        return {}
     tensors = _read_tensors(file)
     names = {key.rpartition(".")[0] for key in tensors}
     return {name: LowRank(a=tensors[f"{name}.a"], b=tensors[f"{name}.b"]) for name in names}
