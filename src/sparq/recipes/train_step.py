@@ -22,10 +22,13 @@ from sparq.data.batching import epoch_examples, group_by_length
 from sparq.errors import SparqError
 from sparq.files import fingerprint
 from sparq.models import build_speechlm
+from sparq.models.loading import LoadedBackbone
+from sparq.models.speechlm import JointEmbedding
 from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe, used_settings
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
+from sparq.recipes.train_together import announce
 from sparq.tokens import JointVocabulary
 from sparq.tokens.special import PAD
 from sparq.training import TrainingRun, TrainingSettings
@@ -78,21 +81,10 @@ def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     )
 
 
-def start_training(
-    recipe: Recipe, framework: str, *, vocabulary: JointVocabulary, utterances: list[Spoken],
-    validation: list[Spoken], folder: Path, updates: int | None = None,
-) -> tuple[TrainingRun, SpeechLMDescription]:  # fmt: skip
-    """Load the backbone with this framework's attention and set up its training, or go on with it.
-
-    Args:
-        recipe: what to do.
-        framework: the attention.
-        vocabulary: the joint vocabulary.
-        utterances: the training split.
-        validation: the validation split; may be empty.
-        folder: where the training's state lives.
-        updates: stop after so many, with the schedule as for the recipe's.
-    """
+def build_model(
+    recipe: Recipe, framework: str, vocabulary: JointVocabulary
+) -> tuple[PreTrainedModel | PeftModel, LoadedBackbone, JointEmbedding]:
+    """Return the backbone with this framework's attention, the joint vocabulary and adapters, ready to be trained."""
     train = recipe.train
     # The seed decides adapters, new rows, order and dropout, the same for every framework.
     torch.manual_seed(recipe.seed)
@@ -110,6 +102,26 @@ def start_training(
             loaded.model,
             LoraSettings(rank=train.rank, alpha=train.alpha, dropout=train.dropout, targets=train.targets),
         )
+    return model, loaded, embedding
+
+
+def start_training(
+    recipe: Recipe, framework: str, *, vocabulary: JointVocabulary, utterances: list[Spoken],
+    validation: list[Spoken], folder: Path, updates: int | None = None,
+) -> tuple[TrainingRun, SpeechLMDescription]:  # fmt: skip
+    """Load the backbone with this framework's attention and set up its training, or go on with it.
+
+    Args:
+        recipe: what to do.
+        framework: the attention.
+        vocabulary: the joint vocabulary.
+        utterances: the training split.
+        validation: the validation split; may be empty.
+        folder: where the training's state lives.
+        updates: stop after so many, with the schedule as for the recipe's.
+    """
+    train = recipe.train
+    model, loaded, embedding = build_model(recipe, framework, vocabulary)
     pad = vocabulary.token_id(PAD)
     weights = {task: getattr(train.task_weights, task) for task in TASKS}
     if not any(u.text for u in utterances) and not weights["speechlm"]:
@@ -177,32 +189,48 @@ def training_folder(run: RunFolder, framework: str) -> Path:
 
 def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
     """Adapt the backbone under one framework and write the model folder."""
+    announce(framework)
+    model, training, description = train_framework(recipe, run, framework)
+    progress = training.progress
+    outcome = {
+        "updates": progress.updates,
+        "tokens": progress.tokens,
+        "seconds": round(progress.seconds, 1),
+        "processes": training.workers.count,
+        "selected_update": progress.best_update or progress.updates,
+        "averaged_updates": [update for _, update in progress.best],
+    }
+    save_speechlm(
+        run.model(framework),
+        model,
+        vocabulary=load_vocabulary(run),
+        kmeans_file=run.kmeans,
+        description=dataclasses.replace(description, training={**description.training, **outcome}),
+    )
+    training.remove_state()
+    return [run.model(framework), training.log_file]
+
+
+def train_framework(
+    recipe: Recipe, run: RunFolder, framework: str
+) -> tuple[PreTrainedModel | PeftModel, TrainingRun, SpeechLMDescription]:
+    """Train to the end and return the model, whole: what every process of a training does."""
     set_threads(recipe)
     vocabulary = load_vocabulary(run)
-    folder = training_folder(run, framework)
     training, description = start_training(
         recipe,
         framework,
         vocabulary=vocabulary,
         utterances=load_split(run, "train", vocabulary),
         validation=load_split(run, "valid", vocabulary),
-        folder=folder,
+        folder=training_folder(run, framework),
     )
     training.train(f"train {framework}")
-    progress = training.progress
-    outcome = {
-        "updates": progress.updates,
-        "tokens": progress.tokens,
-        "seconds": round(progress.seconds, 1),
-        "selected_update": progress.best_update or progress.updates,
-        "averaged_updates": [update for _, update in progress.best],
-    }
-    save_speechlm(
-        run.model(framework),
-        training.model,
-        vocabulary=vocabulary,
-        kmeans_file=run.kmeans,
-        description=dataclasses.replace(description, training={**description.training, **outcome}),
-    )
-    training.remove_state()
-    return [run.model(framework), training.log_file]
+    if not training.is_sharded:
+        return training.model, training, description
+    weights = training.optimizer.whole_weights(training.names)
+    model, *_ = build_model(recipe, framework, vocabulary)
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(weights[name])
+    return model, training, description
