@@ -58,7 +58,7 @@ def data(num: int = 3) -> list[Batch]:
         ids = torch.randint(5, 50, (8, 20), generator=generator)
         labels = ids.clone()
         labels[:, :4] = IGNORE
-        batches.append(Batch(input_ids=ids, labels=labels, num_targets=8 * 16))
+        batches.append(Batch(input_ids=ids, labels=labels, num_targets=8 * 16, lengths=(ids.shape[1],) * len(ids)))
     return batches
 
 
@@ -232,7 +232,7 @@ def test_eva_spans_what_the_inputs_vary_in() -> None:
     for handle in handles:
         handle.remove()
     # The last batch of an epoch, with fewer target tokens than the rank.
-    small = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1)
+    small = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1, lengths=(2,))
     counted = torch.cat([(batch.labels != IGNORE).flatten() for batch in batches])
     adapted = add_lora(model, LoraSettings(rank=4, initialization="eva"), batches=[*batches, small])
     for name, layer in adapted_layers(adapted):
@@ -271,7 +271,7 @@ def test_mistakes() -> None:
     ):
         with pytest.raises(SparqError, match=message):
             add_lora(model, settings(**changes))
-    short = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1)
+    short = Batch(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([[IGNORE, 6]]), num_targets=1, lengths=(2,))
     with pytest.raises(SparqError, match="as the rank, 2; the largest of 1 has 1: give larger ones, or lower the rank"):
         add_lora(tiny_model("llama"), settings(initialization="eva"), batches=[short])
     for changes in ({"base": "nf4"}, {"initialization": "pissa"}):

@@ -13,6 +13,7 @@ from model_families import FAMILIES, tiny_model
 from sparq.attention import IMPLEMENTATION, AttentionSpec, OutlierFreeAttention, reference_attention
 from sparq.attention.fused_cuda import PackedFlashKernel, packed_kernel
 from sparq.attention.packed import Documents
+from sparq.attention.short_documents import Sink, short_documents_attention
 from sparq.errors import SparqError
 from sparq.models import convert, converted_layers, recording_attention
 
@@ -32,6 +33,13 @@ def packed(lengths: tuple[int, ...] = LENGTHS) -> dict[str, object]:
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
+@pytest.fixture(params=[256, 4, 0])
+def short(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All documents are short, some are, none is."""
+    monkeypatch.setattr("sparq.attention.packed.SHORT", request.param)
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_packed_row_is_its_documents(family: str, name: str) -> None:
@@ -86,8 +94,44 @@ def test_a_mask_says_the_same(window: int | None) -> None:
     assert row.mask().sum() == sum(min(n + 1, window or 99) for length in LENGTHS for n in range(length))
     spec = AttentionSpec.parse("softmax1")
     masked, _ = reference_attention(query, key, value, row.mask(), spec=spec, scaling=0.3)
-    each = row.attend_each(lambda *qkvm: reference_attention(*qkvm, spec=spec, scaling=0.3)[0], query, key, value)
+    each = row.attend_each(lambda *qkvm: reference_attention(*qkvm, spec=spec, scaling=0.3)[0], None, query, key, value)
     torch.testing.assert_close(each, masked)
+
+
+@pytest.mark.parametrize("lengths", [(1,), (3, 3), (7, 1, 20, 2)])
+@pytest.mark.parametrize("name", ["vanilla", "softmax1", "learned_sink", "max_shift"])
+def test_short_documents_equal_the_reference(name: str, lengths: tuple[int, ...]) -> None:
+    tokens = sum(lengths)
+    query, key, value = (
+        torch.randn(1, tokens, heads, 8, dtype=torch.float64).transpose(1, 2).requires_grad_() for heads in (6, 2, 2)
+    )
+    logits = torch.randn(6, dtype=torch.float64, requires_grad=True) if name == "learned_sink" else None
+    zero = torch.zeros(6, dtype=torch.float64)
+    sinks: dict[str, Sink] = {"vanilla": "none", "max_shift": "maximum", "softmax1": zero}
+    sink = sinks.get(name, zero if logits is None else logits)
+    spec = AttentionSpec.parse(name)
+    ours = short_documents_attention(query, key, value, sink, lengths, scaling=0.4)
+    each = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    theirs = torch.cat([reference_attention(*x, None, spec=spec, scaling=0.4, sink=logits)[0] for x in each], dim=1)
+    torch.testing.assert_close(ours, theirs)
+    wanted = [query, key, value, *([] if logits is None else [logits])]
+    grad = torch.randn_like(theirs)
+    for a, b in zip(torch.autograd.grad(ours, wanted, grad), torch.autograd.grad(theirs, wanted, grad), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("level", [-1e4, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("sink", ["none", "maximum", "zero"])
+def test_extreme_logits_of_short_documents_stay_finite(sink: str, dtype: torch.dtype, level: float) -> None:
+    query = torch.full((1, 4, 9, 8), level / 8, dtype=dtype, requires_grad=True)
+    key, value = (torch.randn(1, 2, 9, 8).add(1).to(dtype).requires_grad_() for _ in range(2))
+    logits: Sink = torch.zeros(4) if sink == "zero" else sink  # type: ignore[assignment]
+    out = short_documents_attention(query, key, value, logits, (4, 5), scaling=1.0)
+    out.float().square().sum().backward()
+    for x in (out, query.grad, key.grad, value.grad):
+        assert x is not None
+        assert x.isfinite().all()
 
 
 def test_a_copy_and_a_second_conversion_keep_one_hook() -> None:

@@ -89,13 +89,9 @@ def start_from_inputs(model: PeftModel, batches: Sequence[Batch], settings: Lora
     Raises:
         SparqError: no batch has as many target tokens as the rank.
     """
-    targets = [int((batch.labels != IGNORE).sum()) for batch in batches]
-    inputs = [
-        {"input_ids": batch.input_ids, "labels": batch.labels}
-        for batch, number in zip(batches, targets, strict=True)
-        if number >= settings.rank
-    ]
+    inputs = [batch for batch in batches if batch.num_targets >= settings.rank]
     if not inputs:
+        targets = [batch.num_targets for batch in batches]
         raise SparqError(
             f"LoRA initialization 'eva' needs training batches of as many target tokens as the rank, {settings.rank};"
             f" the largest of {len(batches)} has {max(targets, default=0)}: give larger ones, or lower the rank"
@@ -103,8 +99,8 @@ def start_from_inputs(model: PeftModel, batches: Sequence[Batch], settings: Lora
     initialize_lora_eva_weights(
         model,
         inputs,
-        forward_fn=lambda model, batch: model(input_ids=batch["input_ids"], use_cache=False),
-        prepare_model_inputs_fn=lambda batch, _: (batch["labels"] != IGNORE).flatten(),
+        forward_fn=lambda model, batch: model(**batch.model_inputs(), use_cache=False),
+        prepare_model_inputs_fn=lambda batch, _: (batch.labels != IGNORE).flatten(),
         # PEFT's own would not do for OPT, whose MLP sees tokens in one dimension.
         prepare_layer_inputs_fn=lambda hidden, counts, _: hidden[0].flatten(0, -2)[counts],
         gather_distributed_inputs=False,

@@ -6,11 +6,14 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from peft import EvaConfig, LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import Linear, LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from sparq.adaptation.dropout import Dropout
 from sparq.adaptation.initialization import remember_start, start_from_inputs, start_from_loftq
 from sparq.adaptation.loftq import LoftQ, loftq_layers
+from sparq.adaptation.lora_linear import LoraLinear
 from sparq.adaptation.quantized_base import LowRank, quantize_base
 from sparq.adaptation.settings import LoraSettings
 from sparq.data import Batch
@@ -72,6 +75,7 @@ def add_lora(
         for parameter in adapted.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
+    quicken(adapted)
     return adapted
 
 
@@ -100,6 +104,16 @@ def _peft_config(settings: LoraSettings, targets: Sequence[str]) -> LoraConfig:
         eva_config=EvaConfig(rho=1.0) if settings.initialization == "eva" else None,
         task_type="CAUSAL_LM",
     )
+
+
+def quicken(adapted: PeftModel) -> None:
+    """Let PEFT's layers compute as `LoraLinear` and `Dropout` do; their weights and files stay PEFT's."""
+    for module in adapted.modules():
+        if isinstance(module, LoraLayer):
+            rates = {name: getattr(dropout, "p", 0.0) for name, dropout in module.lora_dropout.items()}
+            module.lora_dropout.update({name: Dropout(rate) for name, rate in rates.items() if rate > 0})
+        if type(module) is Linear:
+            module.__class__ = LoraLinear
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ A function that is registered without a mask function of the same name receives 
 padding vanish silently; `register_attention` registers both.
 """
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
@@ -71,7 +72,10 @@ def _packed(
         output, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling)
         return output
 
-    return documents.attend_each(attend, query, key, value)
+    attend_short = None
+    if query.device.type == "cpu" and dropout == 0 and (converted.has_sink_kernel or converted.has_maximum):
+        attend_short = functools.partial(converted.attend_short, scaling=scaling)
+    return documents.attend_each(attend, attend_short, query, key, value)
 
 
 def register_attention() -> None:

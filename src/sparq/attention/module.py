@@ -1,5 +1,6 @@
 """The part of a converted attention layer that holds its variant and its weights, and picks a way to compute it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from sparq.attention.fused import as_bias, flash_max_shift_attention, flash_sink
 from sparq.attention.fused_kernel import FusedKernel
 from sparq.attention.gate import HeadGate
 from sparq.attention.reference import Mask, reference_attention
+from sparq.attention.short_documents import Sink, short_documents_attention
 from sparq.attention.spec import AttentionSpec
 
 CHILD = "outlier_free"
@@ -121,6 +123,17 @@ class OutlierFreeAttention(nn.Module):
         out = flash_sink_attention(query, key, value, None, sink, is_causal=True, scaling=scaling, kernel=kernel)
         return out.transpose(1, 2)
 
+    def attend_short(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, scaling: float
+    ) -> Float[Tensor, "1 tokens heads head_dim"]:
+        """Do the same for short documents on a CPU; `has_sink_kernel` or `has_maximum` must be true."""
+        sink: Sink = "none"
+        if self.has_maximum:
+            sink = "maximum"
+        elif not self.is_softmax:
+            sink = torch.zeros(self.heads, dtype=query.dtype) if self.sink is None else self.sink
+        return short_documents_attention(query, key, value, sink, lengths, scaling=scaling)
+
     @property
     def is_softmax(self) -> bool:
         """Whether the probabilities are those of the pretrained model."""
@@ -130,6 +143,11 @@ class OutlierFreeAttention(nn.Module):
     def has_sink_kernel(self) -> bool:
         """Whether it is a plain softmax with a sink, or with none."""
         return self.spec.clip is None and self.spec.normalization in ("vanilla", "softmax1", "learned_sink")
+
+    @property
+    def has_maximum(self) -> bool:
+        """Whether its sink is the row's maximum."""
+        return self.spec.clip is None and self.spec.normalization == "max_shift"
 
     @property
     def shows(self) -> bool:

@@ -3,7 +3,7 @@
 Where they begin is told as transformers tells its flash attention, by `cu_seq_lens_q`: (0, n_1, n_1 + n_2, ...).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,11 @@ from sparq.errors import SparqError
 
 Attend = Callable[[Tensor, Tensor, Tensor, Bool[Tensor, "1 1 queries keys"] | None], Tensor]
 """Computes attention of queries, keys and values with a mask, causal without one."""
+AttendShort = Callable[[Tensor, Tensor, Tensor, Sequence[int]], Tensor]
+"""Computes attention of queries, keys and values of documents of the given lengths."""
+
+SHORT = 256
+"""Tokens of a document that counts as short."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +49,37 @@ class Documents:
     def attend_each(
         self,
         attend: Attend,
+        attend_short: AttendShort | None,
         query: Float[Tensor, "1 heads tokens head_dim"],
         key: Float[Tensor, "1 kv_heads tokens head_dim"],
         value: Float[Tensor, "1 kv_heads tokens head_dim"],
     ) -> Float[Tensor, "1 tokens heads head_dim"]:
-        """Compute one document after another.
+        """Compute one document after another, but short ones that follow each other together.
 
-        On a CPU this is faster than a batch of padded documents as soon as their lengths differ, and with short ones
-        the probabilities are better written out, which `attend` may decide for each.
+        Args:
+            attend: computes one document.
+            attend_short: computes some of at most `SHORT` tokens each; None leaves all to `attend`.
+            query: queries of every head.
+            key: keys; query head h reads key head h // (heads / kv_heads).
+            value: values, likewise.
         """
-        lengths = self.starts.diff().tolist()
-        masks = [None if self.window is None or n <= self.window else self._window_mask(n) for n in lengths]
-        split = (torch.split(x, lengths, dim=2) for x in (query, key, value))
-        return torch.cat([attend(*document) for document in zip(*split, masks, strict=True)], dim=1)
+        window = self.longest if self.window is None else self.window
+        longest_short = 0 if attend_short is None else min(SHORT, window)
+        runs: list[list[int]] = []
+        for length in self.starts.diff().tolist():
+            if length <= longest_short and runs and runs[-1][0] <= longest_short:
+                runs[-1].append(length)
+            else:
+                runs.append([length])
+        outputs = []
+        queries, keys, values = (torch.split(x, [sum(run) for run in runs], dim=2) for x in (query, key, value))
+        for run, q, k, v in zip(runs, queries, keys, values, strict=True):
+            if run[0] <= longest_short:
+                assert attend_short is not None
+                outputs.append(attend_short(q, k, v, run))
+            else:
+                outputs.append(attend(q, k, v, None if run[0] <= window else self._window_mask(run[0])))
+        return torch.cat(outputs, dim=1)
 
 
 def documents_of(kwargs: Mapping[str, Any], query: Tensor, key: Tensor) -> Documents | None:
