@@ -193,9 +193,17 @@ def test_every_recipe_runs_at_a_tiny_size(
     assert len(read_results(tmp_path / "run" / "results.json").rows) == 2
 
 
-@pytest.mark.parametrize("family", ["opt", "opt-post-norm"])
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_opt_families_and_both_methods(world: Path, tmp_path: Path, family: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("opt", "full"),
+        ("opt", "lora"),
+        ("opt-post-norm", "full"),
+        ("opt-post-norm", "lora"),
+        ("opt-post-norm", "qlora"),
+    ],
+)
+def test_opt_families_and_all_methods(world: Path, tmp_path: Path, family: str, method: str) -> None:
     backbone = small_world.make_backbone(tmp_path / "backbone", family)
     recipe = small_world.write_recipe(
         tmp_path / "recipe.yaml", world / "corpus" / "manifest.tsv", backbone, frameworks=["softmax1"],

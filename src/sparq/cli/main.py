@@ -107,11 +107,16 @@ def _log_lines() -> Iterator[None]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # Where it is installed, PEFT imports it; on some CPUs it then asks for a package that sparq has no use for.
+    other = logging.getLogger("bitsandbytes")
+    other_level = other.level
+    other.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        other.setLevel(other_level)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from sparq.adaptation import Base, Initialization
 from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
 
@@ -72,11 +73,16 @@ class TrainConfig:
 
     Attributes:
         updates: number of optimizer updates.
-        method: LoRA, or full fine-tuning.
+        method: LoRA, LoRA on a quantized base (QLoRA), or full fine-tuning.
         rank: LoRA's rank.
         alpha: LoRA's alpha; the update is scaled by alpha / rank.
         dropout: LoRA's dropout.
         targets: linear layers that get adapters; empty for the family's attention and MLP layers.
+        base: what QLoRA's base is kept in; SpARQ section 4.2 has 8-bit integers.
+        initialization: what the adapters start from.
+        dora: train the length of each row of the adapted weights apart from its direction.
+        rslora: scale the update by alpha / sqrt(rank).
+        loftq_iterations: rounds of LoftQ's initialization; its authors'.
         learning_rate: Adam's peak rate.
         warmup_updates: updates over which the rate rises from 0.
         packing: put sequences one after another without padding; else pad batches of like length.
@@ -102,11 +108,16 @@ class TrainConfig:
     """
 
     updates: int
-    method: Literal["full", "lora"] = "lora"
+    method: Literal["full", "lora", "qlora"] = "lora"
     rank: int = 256
     alpha: int = 256
     dropout: float = 0.05
     targets: tuple[str, ...] = ()
+    base: Base = "int8"
+    initialization: Initialization = "kaiming"
+    dora: bool = False
+    rslora: bool = False
+    loftq_iterations: int = 5
     learning_rate: float = 3e-4
     warmup_updates: int = 2500
     packing: bool = True
@@ -140,6 +151,8 @@ class TrainConfig:
             check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
         check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
         check_unique(f"{where}.targets", self.targets)
+        check_positive(where, loftq_iterations=self.loftq_iterations)
+        self._validate_method(where)
         self.task_weights.validate(f"{where}.task_weights")
         for corpus, weight in self.corpus_weights.items():
             check(weight >= 0, f"{where}.corpus_weights.{corpus}", weight, "at least 0")
@@ -147,6 +160,19 @@ class TrainConfig:
         right = f"from 0 to {where}.updates, {self.updates}"
         check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)
         check(0 <= self.sink_updates <= self.updates, f"{where}.sink_updates", self.sink_updates, right)
+
+    def _validate_method(self, where: str) -> None:
+        # PiSSA and OLoRA take their start out of a base in floating point; LoftQ makes up for rounding one.
+        fitting = {
+            "full": ("kaiming",),
+            "lora": ("kaiming", "pissa", "olora", "eva"),
+            "qlora": ("kaiming", "eva", "loftq"),
+        }[self.method]
+        right = f"{' or '.join(fitting)} with method {self.method}"
+        check(self.initialization in fitting, f"{where}.initialization", self.initialization, right)
+        for name in ("dora", "rslora"):
+            right = "false with method full"
+            check(self.method != "full" or not getattr(self, name), f"{where}.{name}", getattr(self, name), right)
 
 
 @dataclass(frozen=True, kw_only=True)

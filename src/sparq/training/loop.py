@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sparq.adaptation import trainable_parameters
@@ -94,6 +95,11 @@ class TrainingRun:
     def log_file(self) -> Path:
         """The log, one JSON object an update."""
         return self.folder / "train.jsonl"
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return any(isinstance(parameter, DTensor) for parameter in self.optimizer.parameters)
 
     def remove_state(self) -> None:
         """Remove all but the log."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from sparq.data import Batch
@@ -28,6 +29,9 @@ class Workers:
     """
 
     def __init__(self, *, accumulate: int) -> None:
+        if AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+            # Somebody's autocast, such as transformers' Trainer's, would be this training's too.
+            AcceleratorState._reset_state()
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
