@@ -12,6 +12,10 @@ import small_world
 from sparq.adaptation import load_speechlm
 from sparq.cli.main import main
 from sparq.errors import SparqError
+from sparq.quantization import load_quantized, quantize
+from sparq.recipes.calibration import padded_batches, task_examples
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.train_step import load_split
 from sparq.report import read_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -88,6 +92,36 @@ def test_transcribe_and_continue(run: Path, world: Path, precision: str, capsys:
     assert all(0 <= int(unit) < 8 for unit in capsys.readouterr().out.split())
 
 
+def test_a_trained_model_is_quantized_outside_of_its_recipe(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = run / "models" / "max_shift", tmp_path / "low"
+    data = ["--scheme", "w4a8-gptq", "--tokens", "120", "--tasks", "asr", "textlm", "--text-tokens", "40"]
+    assert main(["quantize", str(model), "--out", str(out), *data[:-2]]) == 0
+    speechlm = load_speechlm(model)
+    examples = task_examples(
+        load_split(RunFolder(run), "train", speechlm.vocabulary), speechlm.vocabulary, tasks=("textlm", "asr"),
+        tokens=120, seed=0,
+    )  # fmt: skip
+    batches = padded_batches([*examples["textlm"], *examples["asr"]], speechlm.vocabulary)
+    expected = quantize(speechlm.model, batches, method="gptq", weight_bits=4, activation_bits=8)
+    ids = torch.tensor([examples["asr"][0].prompt])
+    with torch.no_grad():
+        assert torch.equal(load_quantized(out)(ids).logits, expected(ids).logits)
+    capsys.readouterr()
+    assert main(["sensitivity", str(model), "--by", "kind", *data]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["part", "weights", "textlm", "asr"]
+    assert {line[0] for line in lines[3:]} == {f"self_attn.{x}_proj" for x in "qkvo"} | {
+        f"mlp.{x}_proj" for x in ("gate", "up", "down")
+    }
+    assert main(["quantize", str(model), "--out", str(tmp_path / "x"), *data[:2], "--attention", "vanilla"]) == 2
+    assert "leave --attention out" in capsys.readouterr().err
+    moved = shutil.copytree(model, tmp_path / "moved")
+    assert main(["quantize", str(moved), "--out", str(tmp_path / "x"), *data[:2]]) == 2
+    assert "is not in a run folder" in capsys.readouterr().err
+
+
 def test_parts_that_do_not_belong_together_are_refused(run: Path, world: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
     shutil.copytree(run / "models" / "vanilla", model)
@@ -159,9 +193,17 @@ def test_every_recipe_runs_at_a_tiny_size(
     assert len(read_results(tmp_path / "run" / "results.json").rows) == 2
 
 
-@pytest.mark.parametrize("family", ["opt", "opt-post-norm"])
-@pytest.mark.parametrize("method", ["full", "lora"])
-def test_opt_families_and_both_methods(world: Path, tmp_path: Path, family: str, method: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        ("opt", "full"),
+        ("opt", "lora"),
+        ("opt-post-norm", "full"),
+        ("opt-post-norm", "lora"),
+        ("opt-post-norm", "qlora"),
+    ],
+)
+def test_opt_families_and_all_methods(world: Path, tmp_path: Path, family: str, method: str) -> None:
     backbone = small_world.make_backbone(tmp_path / "backbone", family)
     recipe = small_world.write_recipe(
         tmp_path / "recipe.yaml", world / "corpus" / "manifest.tsv", backbone, frameworks=["softmax1"],

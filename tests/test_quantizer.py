@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from sparq.errors import SparqError
 from sparq.quantization import QuantizationScheme, QuantizedLinear
-from sparq.quantization.linear import integer_accumulators
 from sparq.quantization.packing import pack, unpack
+from sparq.quantization.products import integer_accumulators
 from sparq.quantization.quantizer import (
     dequantize,
     fake_quantize,

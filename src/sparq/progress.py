@@ -1,5 +1,6 @@
 """Progress bars with rate and time left; quiet when standard error is not a terminal."""
 
+import os
 import sys
 from typing import Any
 
@@ -15,6 +16,6 @@ def progress(label: str, total: float | None = None, unit: str = "it", **options
         unit: what is counted; for hours of speech or bytes pass `unit_scale=True` too.
         **options: passed on to tqdm.
     """
-    return tqdm(
-        total=total, desc=label, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False, **options
-    )
+    # Of several processes of a launcher the first one shows.
+    quiet = not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0"
+    return tqdm(total=total, desc=label, unit=unit, disable=quiet, dynamic_ncols=True, leave=False, **options)

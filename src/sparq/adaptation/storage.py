@@ -2,9 +2,10 @@
 
 ```
 speechlm.json            what it is: backbone and its checksum, attention, vocabulary and units it belongs to
-adapter/                 PEFT's own format (method lora)
-vocabulary.safetensors   embedding, head unless tied, projections (method lora)
-model.safetensors        every weight (method full)
+adapter/                 PEFT's own format, for the backbone as it is (lora) or rounded to `base` (qlora)
+base.safetensors         what was taken out of the backbone ahead of rounding; nothing but for LoftQ (qlora)
+vocabulary.safetensors   embedding, head unless tied, projections (lora, qlora)
+model.safetensors        every weight (full)
 vocabulary/              the joint vocabulary
 kmeans.safetensors       the units
 ```
@@ -12,6 +13,7 @@ kmeans.safetensors       the units
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sparq.adaptation.initialization import ADAPTER, absorb_removed, adapted_layers, removed_parts
 from sparq.adaptation.lora import quiet_peft, vocabulary_modules
+from sparq.adaptation.quantized_base import LowRank, round_base
+from sparq.adaptation.settings import Base
 from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.models.loading import load_backbone
@@ -34,19 +39,21 @@ from sparq.tokens import JointVocabulary
 
 FORMAT = 1
 DESCRIPTION_FILE = "speechlm.json"
+BASE_FILE = "base.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechLMDescription:
-    """What a model folder says about itself."""
+    """What a model folder says about itself; `base` is what a frozen backbone was kept in (qlora)."""
 
     backbone: str
     backbone_checksum: str
     attention: str
-    method: Literal["full", "lora"]
+    method: Literal["full", "lora", "qlora"]
     vocabulary_fingerprint: str
     units_fingerprint: str
     training: dict[str, Any]
+    base: Base | None = None
     format: int = FORMAT
 
 
@@ -78,7 +85,7 @@ def save_speechlm(
 
     Args:
         folder: where to.
-        model: PEFT-wrapped for method lora, plain for method full.
+        model: PEFT-wrapped for methods lora and qlora, plain for method full.
         vocabulary: the joint vocabulary.
         kmeans_file: centroids of the units.
         description: becomes `speechlm.json`.
@@ -93,18 +100,10 @@ def save_speechlm(
         vocabulary.save(temporary / "vocabulary")
         shutil.copyfile(kmeans_file, temporary / "kmeans.safetensors")
         if isinstance(model, PeftModel):
-            base = model.get_base_model()
-            model.save_pretrained(temporary / "adapter", save_embedding_layers=False)
-            # PEFT's model card holds nothing but a template, and its config the machine's path of the backbone.
-            (temporary / "adapter" / "README.md").unlink(missing_ok=True)
-            config = read_json(temporary / "adapter" / "adapter_config.json")
-            config["base_model_name_or_path"] = description.backbone
-            write_json(temporary / "adapter" / "adapter_config.json", config)
-            adapter = temporary / "adapter" / "adapter_model.safetensors"
-            save_file({k: stored(v) for k, v in load_file(adapter).items()}, adapter, metadata={"format": "pt"})
+            _save_adapter(temporary, model, description, stored)
             tensors = {
                 f"{name}.{key}": stored(tensor)
-                for name, module in vocabulary_modules(base).items()
+                for name, module in vocabulary_modules(model.get_base_model()).items()
                 for key, tensor in module.state_dict().items()
             }
             save_file(tensors, temporary / "vocabulary.safetensors", metadata={"format": "pt"})
@@ -113,6 +112,35 @@ def save_speechlm(
             tensors = {k: stored(v) for k, v in model.state_dict().items() if k not in tied}
             save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / DESCRIPTION_FILE, asdict(description))
+
+
+def _save_adapter(
+    folder: Path, model: PeftModel, description: SpeechLMDescription, stored: Callable[[Tensor], Tensor]
+) -> None:
+    """Write the adapters, and what their base lacks: into the adapters, or beside them where the base was rounded."""
+    model.save_pretrained(folder / "adapter", save_embedding_layers=False)
+    # PEFT's model card holds nothing but a template, and its config the machine's path of the backbone.
+    (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    config = read_json(folder / "adapter" / "adapter_config.json")
+    config["base_model_name_or_path"] = description.backbone
+    # Where training started from is over; PEFT would take it out of the base again.
+    config.update(init_lora_weights=True, eva_config=None)
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors, removed = load_file(file), removed_parts(model)
+    if removed and description.base is None:
+        scaling = next(layer.scaling[ADAPTER] for _, layer in adapted_layers(model))
+        # Not cast to what else is stored in: most of either half is in the other one too.
+        tensors = absorb_removed(tensors, removed, scaling)
+        # Twice the rank; alpha keeps s, which is alpha / rank or alpha / sqrt(rank).
+        config["r"] *= 2
+        config["lora_alpha"] *= 2**0.5 if config["use_rslora"] else 2
+    else:
+        tensors = {k: stored(v) for k, v in tensors.items()}
+    if description.base is not None:
+        parts = {f"{name}.{key}": value for name, part in removed.items() for key, value in part._asdict().items()}
+        save_file({k: v.contiguous() for k, v in parts.items()}, folder / BASE_FILE, metadata={"format": "pt"})
+    save_file(tensors, file, metadata={"format": "pt"})
+    write_json(folder / "adapter" / "adapter_config.json", config)
 
 
 def _tied_names(model: PreTrainedModel) -> set[str]:
@@ -143,8 +171,12 @@ def read_description(folder: Path) -> SpeechLMDescription:
 def load_speechlm(folder: Path, *, dtype: torch.dtype = torch.float32) -> SpeechLM:
     """Load a model folder onto a fresh backbone, adapters merged in float32 and then cast.
 
+    Method qlora's adapters are merged into the weights that its rounded base stands for, which is what was trained;
+    they do not make up for another base, be it a better one.
+
     Raises:
-        SparqError: something is missing, does not belong together, or the backbone is not the one it was trained on.
+        SparqError: something is missing, does not belong together, or the backbone is not the one it was trained on;
+            bitsandbytes is not installed (qlora).
     """
     folder = Path(folder)
     description = read_description(folder)
@@ -161,16 +193,19 @@ def load_speechlm(folder: Path, *, dtype: torch.dtype = torch.float32) -> Speech
             f" {loaded.checksum[:16]}: use the backbone that it was trained on"
         )
     model = loaded.model
-    file = folder / ("vocabulary.safetensors" if description.method == "lora" else "model.safetensors")
+    adapters = description.method != "full"
+    file = folder / ("vocabulary.safetensors" if adapters else "model.safetensors")
     tensors = _read_tensors(file)
-    embedding_key = "embedding.weight" if description.method == "lora" else _embedding_name(model)
+    embedding_key = "embedding.weight" if adapters else _embedding_name(model)
     if embedding_key not in tensors:
         raise SparqError(f"{file} has no tensor {embedding_key!r}: it is not of this backbone")
     replace_vocabulary(model, vocabulary, tensors[embedding_key].float())
-    if description.method == "lora":
+    if adapters:
         for name, module in vocabulary_modules(model).items():
             own = {k.removeprefix(f"{name}."): v.float() for k, v in tensors.items() if k.startswith(f"{name}.")}
             _load_strict(module, own, f"{file} ({name})")
+        if description.base is not None:
+            round_base(model, description.base, _read_removed(folder / BASE_FILE))
         with quiet_transformers(), quiet_peft():
             adapted = PeftModel.from_pretrained(model, str(folder / "adapter"), autocast_adapter_dtype=True)
             _check_adapter(adapted, folder / "adapter" / "adapter_model.safetensors")
@@ -195,6 +230,12 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise SparqError(f"{file} is not a whole safetensors file: {error}") from error
 
 
+def _read_removed(file: Path) -> dict[str, LowRank]:
+    tensors = _read_tensors(file)
+    names = {key.rpartition(".")[0] for key in tensors}
+    return {name: LowRank(a=tensors[f"{name}.a"], b=tensors[f"{name}.b"]) for name in names}
+
+
 def _load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     try:
         module.load_state_dict(tensors)
@@ -206,7 +247,12 @@ def _load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str
 def _check_adapter(adapted: PeftModel, file: Path) -> None:
     """PEFT loads what it finds and is content: count that every adapter tensor of the file is in the model."""
     stored = _read_tensors(file)
-    state = {k.replace(".default.", "."): v for k, v in adapted.state_dict().items() if "lora_" in k}
+    # PEFT keeps DoRA's lengths in a layer of their own, but not so in files.
+    state = {
+        k.replace(".default.", ".").replace("magnitude_vector.weight", "magnitude_vector"): v
+        for k, v in adapted.state_dict().items()
+        if "lora_" in k
+    }
     if missing := sorted(stored.keys() ^ state.keys()):
         raise SparqError(f"{file}: {len(missing)} adapter tensors do not fit the model, the first {missing[0]!r}")
     for name, tensor in stored.items():

@@ -1,6 +1,7 @@
 """Attention that can do nothing: its variants, how they are computed, and their place in transformers."""
 
 from sparq.attention.functions import IMPLEMENTATION, register_attention
+from sparq.attention.inner_quantizer import InnerQuantizer
 from sparq.attention.module import CHILD, OutlierFreeAttention
 from sparq.attention.probabilities import attention_probabilities
 from sparq.attention.reference import reference_attention
@@ -15,6 +16,7 @@ __all__ = [
     "AttentionSpec",
     "Clip",
     "Gate",
+    "InnerQuantizer",
     "OutlierFreeAttention",
     "SinkSchedule",
     "attention_probabilities",

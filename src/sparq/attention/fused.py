@@ -51,6 +51,7 @@ def flash_sink_attention(
     *,
     is_causal: bool,
     scaling: float,
+    kernel: FusedKernel | None = None,
 ) -> Float[Tensor, "batch heads queries head_dim"]:
     """Compute `softmax1` attention, or `learned_sink` if logits are given; `fused_kernel` must have a kernel for it.
 
@@ -62,8 +63,10 @@ def flash_sink_attention(
         sink: logit of the sink of each head; None is 0.
         is_causal: query i sees the keys 0 to i, of which there are as many.
         scaling: factor on the query-key products.
+        kernel: the one to use, of keys with fewer heads than queries if need be; None is the device's for the type.
     """
-    kernel, key, value = _kernel(query, key, value, mask)
+    if kernel is None:
+        kernel, key, value = _kernel(query, key, value, mask)
     bias = None if mask is None else as_bias(mask, query.dtype)
     out: Tensor = _SinkAttention.apply(  # type: ignore[no-untyped-call]
         query, key, value, bias, sink, kernel, is_causal, scaling

@@ -14,6 +14,7 @@ its version. The Triton kernel is that of `sparq.attention.triton_max_shift`, fo
 
 import functools
 import importlib.util
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sparq.attention.fused_kernel import Bias, FusedKernel, Keys, Queries, Rows, State
+from sparq.attention.packed import Documents
 
 Backend = Literal["flash", "efficient"]
 
@@ -78,6 +80,13 @@ def cuda_kernel(query: Queries, *, masked: bool) -> FusedKernel | None:
     return None if backend is None else KERNELS[backend]
 
 
+def packed_kernel(query: Queries, documents: Documents) -> FusedKernel | None:
+    """Return the flash kernel for packed documents, where queries are on CUDA and it takes them."""
+    if query.device.type != "cuda" or not isinstance(cuda_kernel(query, masked=False), FlashKernel):
+        return None
+    return PackedFlashKernel(documents=documents)
+
+
 class FlashKernel:
     """`aten._scaled_dot_product_flash_attention` (FlashAttention-2), without masks."""
 
@@ -106,6 +115,53 @@ class FlashKernel:
             rng, unused, scale=scaling,
         )  # fmt: skip
         return gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedFlashKernel:
+    """`aten._flash_attention_forward` (FlashAttention-2) over documents in one row, each causal by itself.
+
+    Attributes:
+        documents: where they begin.
+    """
+
+    documents: Documents
+    has_groups = True
+
+    def forward(
+        self, query: Queries, key: Keys, value: Keys, bias: Bias | None, *, is_causal: bool, scaling: float
+    ) -> tuple[Queries, Rows, State]:
+        """See `FusedKernel`."""
+        assert bias is None, "the flash kernel takes no bias"
+        assert is_causal, "documents are causal"
+        # [1 heads tokens head_dim] -> [tokens heads head_dim]
+        rows = (x[0].transpose(0, 1) for x in (query, key, value))
+        out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
+            *rows, *self._documents, 0.0, True, False, scale=scaling, **self._window
+        )
+        return out.transpose(0, 1)[None], lse[None], (rng, unused)
+
+    def backward(
+        self, grad: Queries, query: Queries, key: Keys, value: Keys, out: Queries, lse: Rows, state: State, *,
+        is_causal: bool, scaling: float,
+    ) -> tuple[Queries, Keys, Keys]:  # fmt: skip
+        """See `FusedKernel`."""
+        rows = (x[0].transpose(0, 1) for x in (grad, query, key, value, out))
+        gradients = torch.ops.aten._flash_attention_backward(
+            *rows, lse[0], *self._documents, 0.0, is_causal, *state, scale=scaling, **self._window
+        )
+        grad_query, grad_key, grad_value = (x.transpose(0, 1)[None] for x in gradients)
+        return grad_query, grad_key, grad_value
+
+    @property
+    def _documents(self) -> tuple[Tensor, Tensor, int, int]:
+        starts, longest = self.documents.starts, self.documents.longest
+        return starts, starts, longest, longest
+
+    @property
+    def _window(self) -> dict[str, int]:
+        window = self.documents.window
+        return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
 
 
 class EfficientKernel:

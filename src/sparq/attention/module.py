@@ -1,5 +1,6 @@
 """The part of a converted attention layer that holds its variant and its weights, and picks a way to compute it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 
 from sparq.attention.decode import decode_attention
 from sparq.attention.fused import as_bias, flash_max_shift_attention, flash_sink_attention, fused_kernel
+from sparq.attention.fused_kernel import FusedKernel
 from sparq.attention.gate import HeadGate
+from sparq.attention.inner_quantizer import InnerQuantizer
 from sparq.attention.reference import Mask, reference_attention
+from sparq.attention.short_documents import Sink, short_documents_attention
 from sparq.attention.spec import AttentionSpec
 
 CHILD = "outlier_free"
@@ -49,6 +53,8 @@ class OutlierFreeAttention(nn.Module):
             self.gate = HeadGate(spec.gate, hidden=hidden, heads=heads, head_dim=head_dim, like=like)
         self.basis: nn.Module | None = None
         """Makes the gates' input of what the layer is given, where another basis has been chosen for that."""
+        self.quantizer: InnerQuantizer | None = None
+        """Rounds what the products see; None for a model that is not quantized there."""
         self._gates: Tensor | None = None
         self._asked = False
 
@@ -90,29 +96,79 @@ class OutlierFreeAttention(nn.Module):
         dropout: float = 0.0,
     ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch heads queries keys"] | None]:
         """Compute the output, queries before heads, and the probabilities if they are written out."""
-        probabilities: Tensor | None = None
-        if self.writes_out(query, key, dropout):
-            out, probabilities = reference_attention(
-                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout
-            )
-        else:
-            assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
-            if query.shape[2] == 1:
-                bias = None if mask is None else as_bias(mask, query.dtype)
-                out = decode_attention(query, key, value, bias, self.sink, spec=self.spec, scaling=scaling)
-            else:
-                out = self._fused(query, key, value, mask, scaling)
-            out = out.transpose(1, 2)
+        out, probabilities = self.attend(query, key, value, mask, scaling=scaling, dropout=dropout)
         return self.gated(out), probabilities
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Mask | None, *, scaling: float, dropout: float = 0.0
+    ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch heads queries keys"] | None]:
+        """Do the same ahead of the gates."""
+        if self.writes_out(query, key, dropout):
+            return reference_attention(
+                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout,
+                quantizer=self.quantizer,
+            )  # fmt: skip
+        assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
+        if query.shape[2] == 1:
+            bias = None if mask is None else as_bias(mask, query.dtype)
+            out = decode_attention(query, key, value, bias, self.sink, spec=self.spec, scaling=scaling)
+        else:
+            out = self._fused(query, key, value, mask, scaling)
+        return out.transpose(1, 2), None
+
+    def attend_packed(
+        self, query: Tensor, key: Tensor, value: Tensor, kernel: FusedKernel, *, scaling: float
+    ) -> Float[Tensor, "1 tokens heads head_dim"]:
+        """Do the same with a kernel that knows where documents begin; `has_sink_kernel` must be true."""
+        sink = self.sink
+        if self.is_softmax:
+            sink = torch.full((self.heads,), float("-inf"), device=query.device)
+        sink = None if sink is None else sink.view(-1, 1)
+        out = flash_sink_attention(query, key, value, None, sink, is_causal=True, scaling=scaling, kernel=kernel)
+        return out.transpose(1, 2)
+
+    def attend_short(
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], *, scaling: float
+    ) -> Float[Tensor, "1 tokens heads head_dim"]:
+        """Do the same for short documents on a CPU; `has_sink_kernel` or `has_maximum` must be true."""
+        sink: Sink = "none"
+        if self.has_maximum:
+            sink = "maximum"
+        elif not self.is_softmax:
+            sink = torch.zeros(self.heads, dtype=query.dtype) if self.sink is None else self.sink
+        return short_documents_attention(query, key, value, sink, lengths, scaling=scaling)
 
     @property
     def is_softmax(self) -> bool:
         """Whether the probabilities are those of the pretrained model."""
         return self.spec.normalization == "vanilla" and self.spec.clip is None
 
+    @property
+    def has_sink_kernel(self) -> bool:
+        """Whether it is a plain softmax with a sink, or with none."""
+        if self._rounds_probabilities:
+            return False
+        return self.spec.clip is None and self.spec.normalization in ("vanilla", "softmax1", "learned_sink")
+
+    @property
+    def has_maximum(self) -> bool:
+        """Whether its sink is the row's maximum."""
+        if self._rounds_probabilities:
+            return False
+        return self.spec.clip is None and self.spec.normalization == "max_shift"
+
+    @property
+    def _rounds_probabilities(self) -> bool:
+        return self.quantizer is not None and self.quantizer.writes_out
+
+    @property
+    def shows(self) -> bool:
+        """Whether somebody wants the probabilities."""
+        return self.recording or self._asked
+
     def writes_out(self, query: Tensor, key: Tensor, dropout: float) -> bool:
         """Tell whether the probabilities are written out: they are asked for, it is faster, or no kernel can do it."""
-        if self.recording or self._asked:
+        if self.shows or self._rounds_probabilities:
             return True
         if torch.is_grad_enabled() and key.shape[2] <= SHORT and key.device.type == "cpu":
             return True

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from sparq.attention.inner_quantizer import InnerQuantizer
 from sparq.attention.probabilities import attention_probabilities
 from sparq.attention.spec import AttentionSpec
 
@@ -21,6 +22,7 @@ def reference_attention(
     scaling: float,
     sink: Float[Tensor, " heads"] | None = None,
     dropout: float = 0.0,
+    quantizer: InnerQuantizer | None = None,
 ) -> tuple[Float[Tensor, "batch queries heads head_dim"], Float[Tensor, "batch heads queries keys"]]:
     """Compute attention, in float32 (or wider) between the two products.
 
@@ -35,6 +37,7 @@ def reference_attention(
         scaling: factor on the query-key products.
         sink: logit of each head's sink.
         dropout: rate of dropped probabilities.
+        quantizer: rounds the probabilities; None for not. Queries, keys and values are taken as they are.
 
     Returns:
         The output, queries before heads as transformers wants it, and the probabilities.
@@ -56,7 +59,10 @@ def reference_attention(
         scores = scores + mask.masked_fill(~allowed, 0.0)
     probabilities = attention_probabilities(
         scores, allowed, spec.normalization, sink=None if sink is None else sink.view(-1, 1, 1), clip=spec.clip
-    ).to(query.dtype)
+    )
+    if quantizer is not None:
+        probabilities = quantizer.probabilities(probabilities)
+    probabilities = probabilities.to(query.dtype)
     probabilities = nn.functional.dropout(probabilities, p=dropout, training=dropout > 0)
     output = torch.matmul(probabilities.view(batch, heads // groups, groups * queries, keys), value)
     # [batch heads queries head_dim] -> [batch queries heads head_dim]

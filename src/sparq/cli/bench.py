@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _PASSES = ("forward", "forward+backward", "decode")
+_CASES = ("lora", "full")
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 
 
@@ -21,6 +22,7 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(commands=kinds.choices)
     _add_attention(kinds)
     _add_quantization(kinds)
+    _add_training(kinds)
 
 
 def _add_attention(kinds: Any) -> None:
@@ -64,6 +66,60 @@ def _add_quantization(kinds: Any) -> None:
     parser.add_argument("--compile", action="store_true", help="run the models by torch.compile (needs a C++ compiler)")
     parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="how often each runs, 3 or more")
     parser.set_defaults(handler=bench_precisions, parser=parser)
+
+
+def _add_training(kinds: Any) -> None:
+    parser = kinds.add_parser(
+        "training",
+        help="updates of sparq train against those of transformers' Trainer with PEFT",
+        description="Compare updates on the same examples, on a CPU, in bfloat16, run in turn in one process. Prints "
+        "Markdown: time by the Trainer's, median and quartiles over rounds.",
+    )
+    parser.add_argument("--cases", metavar="NAME", nargs="+", default=list(_CASES), help="lora, full")
+    parser.add_argument("--model", metavar="MODEL", default="pretrained:smollm2-135m", help="what lora adapts")
+    parser.add_argument(
+        "--attentions", metavar="NAME", nargs="+", default=["vanilla", "softmax1", "max_shift"], help="of sparq train"
+    )
+    parser.add_argument("--sequences", metavar="N", type=positive, default=32, help="examples of an update, in eights")
+    parser.add_argument("--batch-tokens", metavar="N", type=positive, default=2000, help="tokens of a packed row")
+    parser.add_argument("--rounds", metavar="N", type=positive, default=5, help="how often each runs, 3 or more")
+    parser.set_defaults(handler=bench_trainings, parser=parser)
+
+
+def bench_trainings(arguments: argparse.Namespace) -> None:
+    """Print a table of updates."""
+    _check_rounds(arguments.rounds)
+    for name in arguments.cases:
+        if name not in _CASES:
+            raise unknown("case", name, _CASES)
+    if arguments.sequences % 8:
+        raise SparqError(f"--sequences is {arguments.sequences}: the Trainer's batches have 8, so take a multiple of 8")
+    import torch
+
+    from sparq.attention import AttentionSpec
+    from sparq.bench import bench_training
+
+    for name in arguments.attentions:
+        AttentionSpec.parse(name)
+    print(_machine(torch.device("cpu")))
+    print("\n| case | contender | speed | time | quartiles | s an update | tokens/s | memory, MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = bench_training(
+        arguments.cases,
+        attentions=arguments.attentions,
+        backbone=arguments.model,
+        sequences=arguments.sequences,
+        batch_tokens=arguments.batch_tokens,
+        rounds=arguments.rounds,
+    )
+    for row in rows:
+        memory = "" if row.memory is None else f"{row.memory / 1e6:.0f}"
+        time = row.time
+        print(
+            f"| {row.case} | {row.contender} | {1 / time.median:.2f} | {time.median:.3f} | "
+            f"{time.low:.3f} to {time.high:.3f} | {time.seconds:.2f} | {row.tokens_per_second:.0f} | {memory} |",
+            flush=True,
+        )
 
 
 def bench_precisions(arguments: argparse.Namespace) -> None:

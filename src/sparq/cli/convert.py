@@ -59,9 +59,10 @@ def convert_model(arguments: argparse.Namespace) -> None:
     if arguments.report:
         variants = [*_REPORTED, *([] if wanted is None or wanted.name in _REPORTED else [wanted.name])]
         from sparq.evaluation import removed_mass
-        from sparq.recipes.prose import prose_pieces
+        from sparq.recipes.prose import load_tokenizer, prose_pieces
 
-        pieces, _ = prose_pieces(model, reference, arguments.text, tokens=arguments.tokens, context=512)
+        tokenizer = load_tokenizer(reference)
+        pieces = prose_pieces(model, tokenizer, arguments.text, tokens=arguments.tokens, context=512)
         _print_removed(removed_mass(model, [{"input_ids": piece[None]} for piece in pieces], variants))
     if wanted is None:
         return

@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from sparq.cli import apply, bench, convert, demo, doctor, export, outliers, pipeline, pretrained, speech
+from sparq.cli import apply, bench, convert, demo, doctor, export, outliers, pipeline, pretrained, quantize, speech
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, speech, outliers, doctor, convert, export, bench, pretrained)
+_GROUPS = (pipeline, demo, apply, speech, quantize, outliers, doctor, convert, export, bench, pretrained)
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""
@@ -107,11 +107,16 @@ def _log_lines() -> Iterator[None]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    # Where it is installed, PEFT imports it; on some CPUs it then asks for a package that sparq has no use for.
+    other = logging.getLogger("bitsandbytes")
+    other_level = other.level
+    other.setLevel(logging.ERROR)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+        other.setLevel(other_level)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sparq.cli.arguments import add_recipe
+from sparq.cli import quantize
+from sparq.cli.arguments import Parser, add_recipe
 
 STEP_HELP = {
     "prepare": "read the manifests, check every recording and split the corpora",
@@ -24,6 +25,7 @@ def add_commands(commands: Any) -> None:
         parser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         _add_run_options(parser)
         parser.set_defaults(handler=run_one, step=name, parser=parser)
+    _let_quantize_models(commands.choices["quantize"])
 
     parser = commands.add_parser(
         "run",
@@ -48,6 +50,18 @@ def add_commands(commands: Any) -> None:
     add_recipe(parser)
     parser.add_argument("--show", action="store_true", help="print the recipe with all defaults and paths resolved")
     parser.set_defaults(handler=check_recipe, parser=parser)
+
+
+def _let_quantize_models(parser: Parser) -> None:
+    """Let `sparq quantize` take a model instead of a recipe too."""
+    place = next(action for action in parser._actions if action.dest == "recipe")
+    place.metavar, place.help = "RECIPE.yaml|MODEL", "the recipe; or a folder, a hub name, or pretrained:NAME"
+    parser.description = (
+        "Make the low-bit models of a recipe's run, or a low-bit copy of any causal LM in the folder --out. With a "
+        "MODEL, --set is for any setting of docs/quantization.md, for example weight_range=mse."
+    )
+    quantize.add_quantize_options(parser)
+    parser.set_defaults(handler=quantize_either)
 
 
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +91,15 @@ def run_one(arguments: argparse.Namespace) -> None:
         print_results(run_folder)
 
 
+def quantize_either(arguments: argparse.Namespace) -> None:
+    """Do the step of a recipe, or quantize a model."""
+    if quantize.is_recipe(arguments.recipe):
+        quantize.refuse_model_options(arguments)
+        run_one(arguments)
+    else:
+        quantize.quantize_model(arguments)
+
+
 def run_all(arguments: argparse.Namespace) -> None:
     """Do all steps, or all up to one."""
     run_folder = _run(arguments, until=arguments.until)
@@ -102,9 +125,17 @@ def _run(arguments: argparse.Namespace, **which: str | None) -> Any:
     # Only now, because PyTorch comes with it: a mistake in the recipe shows at once.
     from sparq.recipes.pipeline import STEPS
     from sparq.recipes.steps import run_steps
+    from sparq.recipes.train_together import announce, check_processes, follow, is_follower
 
     run_folder = RunFolder(arguments.out)
-    run_steps(recipe, run_folder, STEPS, overwrite=arguments.overwrite, **which)
+    check_processes(which.get("only"))
+    if is_follower():
+        follow(recipe, run_folder)
+        return run_folder
+    try:
+        run_steps(recipe, run_folder, STEPS, overwrite=arguments.overwrite, **which)
+    finally:
+        announce(None)
     return run_folder
 
 

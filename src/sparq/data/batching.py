@@ -1,20 +1,15 @@
 """Batches as a pure function of seed and epoch, so that a resumed run sees exactly what an uninterrupted one sees."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Float
 
+from sparq.data.batch import Batch, collate, pack
 from sparq.errors import SparqError
 from sparq.tokens import Example, JointVocabulary, make_example
 from sparq.types import TASKS, Task
-
-IGNORE = -100
-"""The label of a position without loss."""
 
 
 @runtime_checkable
@@ -28,15 +23,6 @@ class Spoken(Protocol):
     @property
     def units(self) -> Sequence[int]:
         """Speech units."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Padded sequences; padding is on the right, where a causal model needs no mask for it."""
-
-    input_ids: Int[Tensor, "batch length"]
-    labels: Int[Tensor, "batch length"]
-    num_targets: int
 
 
 def corrupt_units(units: Sequence[int], *, rate: float, num_units: int, random: np.random.Generator) -> list[int]:
@@ -110,11 +96,7 @@ def group_by_length(
     batches: list[list[Example]] = []
     longest = 0
     for example in (examples[i] for i in order):
-        if len(example) > batch_tokens:
-            raise SparqError(
-                f"a {example.task} sequence of {len(example)} tokens does not fit batch_tokens = {batch_tokens}:"
-                f" set it to {len(example)} or more, or shorten the audio"
-            )
+        _check_fits(example, batch_tokens)
         longest = max(longest, len(example))
         if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
@@ -123,16 +105,36 @@ def group_by_length(
     return [batches[i] for i in random.permutation(len(batches))]
 
 
-def collate(examples: Sequence[Example], *, pad_id: int) -> Batch:
-    """Pad examples on the right; labels are the input ids where the loss counts, else `IGNORE`."""
-    length = max(len(example) for example in examples)
-    input_ids = torch.full((len(examples), length), pad_id)
-    labels = torch.full((len(examples), length), IGNORE)
-    for row, example in enumerate(examples):
-        start, end = len(example.prompt), len(example)
-        input_ids[row, :end] = torch.tensor((*example.prompt, *example.target))
-        labels[row, start:end] = torch.tensor(example.target)
-    return Batch(input_ids=input_ids, labels=labels, num_targets=sum(len(e.target) for e in examples))
+def group_packed(
+    examples: Sequence[Example], *, batch_tokens: int, long_length: int, random: np.random.Generator
+) -> list[list[Example]]:
+    """Group examples as they come, in random order, into rows bounded by tokens and by the cost of their attention.
+
+    A row holds at most `batch_tokens` tokens, and the squares of its lengths add up to at most
+    batch_tokens * long_length: rows of documents longer than `long_length` hold fewer tokens. One example alone is
+    bounded by `batch_tokens` only.
+
+    Raises:
+        SparqError: one example alone is longer than `batch_tokens`.
+    """
+    groups: list[list[Example]] = []
+    tokens = pairs = 0
+    for example in (examples[i] for i in random.permutation(len(examples))):
+        _check_fits(example, batch_tokens)
+        tokens, pairs = tokens + len(example), pairs + len(example) ** 2
+        if not groups or tokens > batch_tokens or pairs > batch_tokens * long_length:
+            groups.append([])
+            tokens, pairs = len(example), len(example) ** 2
+        groups[-1].append(example)
+    return groups
+
+
+def _check_fits(example: Example, batch_tokens: int) -> None:
+    if len(example) > batch_tokens:
+        raise SparqError(
+            f"a {example.task} sequence of {len(example)} tokens does not fit batch_tokens = {batch_tokens}:"
+            f" set it to {len(example)} or more, or shorten the audio"
+        )
 
 
 def training_batches(
@@ -143,6 +145,7 @@ def training_batches(
     batch_tokens: int,
     seed: int,
     pad_id: int,
+    long_length: int | None = None,
     unit_noise: float = 0.0,
     shares: Float[np.ndarray, "utterances"] | None = None,
     skip: int = 0,
@@ -153,9 +156,10 @@ def training_batches(
         utterances: the training split.
         vocabulary: the joint vocabulary.
         weights: how often each task is drawn.
-        batch_tokens: padded tokens of a batch at most.
+        batch_tokens: tokens of a batch at most, padding counted.
         seed: of the run.
         pad_id: token of the padding.
+        long_length: pack, see `group_packed`; None pads batches of sequences of like length.
         unit_noise: rate of `corrupt_units` in ASR prompts.
         shares: how often each utterance is shown in an epoch, see `draw_epoch`; once if None.
         skip: batches to leave out.
@@ -169,9 +173,13 @@ def training_batches(
             shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
         examples = epoch_examples(shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise)
         random = np.random.default_rng([seed, epoch, 1])
-        for group in group_by_length(examples, batch_tokens=batch_tokens, random=random):
+        if long_length is None:
+            groups = group_by_length(examples, batch_tokens=batch_tokens, random=random)
+        else:
+            groups = group_packed(examples, batch_tokens=batch_tokens, long_length=long_length, random=random)
+        for group in groups:
             if skip > 0:
                 skip -= 1
             else:
-                yield collate(group, pad_id=pad_id)
+                yield collate(group, pad_id=pad_id) if long_length is None else pack(group)
         epoch += 1

@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparq.attention import CHILD, IMPLEMENTATION, AttentionSpec, OutlierFreeAttention, register_attention
+from sparq.attention.packed import without_mask
 from sparq.errors import SparqError
 from sparq.models.families import attention_layers, family_of
 
@@ -49,6 +50,9 @@ def convert(model: PreTrainedModel, attention: str | AttentionSpec, *, replace: 
         if isinstance(present, OutlierFreeAttention):
             present.detach()
         _attach(model, layer, spec)
+    decoder = model.get_decoder()
+    if without_mask not in decoder._forward_pre_hooks.values():
+        decoder.register_forward_pre_hook(without_mask, with_kwargs=True)
     model.set_attn_implementation(IMPLEMENTATION)
     setattr(model.config, CONFIG_KEY, spec.to_config())
     return model

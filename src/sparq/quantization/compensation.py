@@ -8,18 +8,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparq.errors import SparqError
-from sparq.models.families import decoder_blocks, input_groups
+from sparq.models.families import decoder_blocks, family_of, input_groups
 from sparq.progress import progress
 from sparq.quantization.block_stream import BlockStream
 from sparq.quantization.gptq import gptq_round
+from sparq.quantization.grid import Grid
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch
+from sparq.quantization.resume import BlockStore, Rounded
 from sparq.quantization.scheme import QuantizationScheme
 
 
 @torch.no_grad()
 def round_with_compensation(
-    model: PreTrainedModel, scheme: QuantizationScheme, batches: Iterable[CalibrationBatch]
+    model: PreTrainedModel,
+    scheme: QuantizationScheme,
+    batches: Iterable[CalibrationBatch],
+    store: BlockStore | None = None,
 ) -> None:
     """Round the floating weights of a model's `QuantizedLinear` layers by GPTQ, in place.
 
@@ -31,26 +36,46 @@ def round_with_compensation(
         model: all linear layers of its blocks are `QuantizedLinear.floating`.
         scheme: the grid and the damping.
         batches: calibration data, read once.
+        store: where finished blocks are kept; those that it has are not made again.
 
     Raises:
         SparqError: as `BlockStream`, or inputs are NaN or infinite.
     """
     stream = BlockStream(model, batches)
+    blocks, groups = family_of(model).blocks, input_groups(model)
     with progress(f"quantize {scheme.name}", total=len(stream.blocks), unit="block") as bar:
         for index, block in enumerate(decoder_blocks(model)):
             before = stream.call(index, 0)
-            for group in input_groups(model):
-                layers = {name: _layer(block, name) for name in group}
-                first = next(iter(layers.values()))
-                hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
-                for name, layer in layers.items():
-                    grid = scheme.grid(layer.weight)
-                    integers = gptq_round(layer.weight, hessian, grid, damping=scheme.gptq_damping)
-                    block.set_submodule(name, layer.rounded(grid, integers))
+            own = {name: scheme.for_layer(f"{blocks}.{index}.{name}") for group in groups for name in group}
+            kept = None if store is None else store.load(index, {name: each.weight_bits for name, each in own.items()})
+            if kept is None:
+                rounded = _round_block(stream, index, groups, own)
+                if store is not None:
+                    store.save(index, rounded)
+            else:
+                for name, (grid, integers) in kept.items():
+                    block.set_submodule(name, _layer(block, name).rounded(grid, integers))
             loss = (stream.call(index, 0) - before).float().square().mean()
             stream.advance(index)
             bar.set_postfix(loss=f"{float(loss):.3g}")
             bar.update()
+
+
+def _round_block(
+    stream: BlockStream, index: int, groups: list[tuple[str, ...]], schemes: dict[str, QuantizationScheme]
+) -> Rounded:
+    """Round the layers of a block, in place, one group after another; return their grids and integers."""
+    block = stream.blocks[index]
+    done: dict[str, tuple[Grid, Tensor]] = {}
+    for group in groups:
+        layers = {name: _layer(block, name) for name in group}
+        first = next(iter(layers.values()))
+        hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
+        for name, layer in layers.items():
+            grid = schemes[name].grid(layer.weight)
+            done[name] = grid, gptq_round(layer.weight, hessian, grid, damping=schemes[name].gptq_damping)
+            block.set_submodule(name, layer.rounded(*done[name]))
+    return done
 
 
 def _layer(block: nn.Module, name: str) -> QuantizedLinear:

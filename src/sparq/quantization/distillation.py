@@ -114,7 +114,7 @@ def distill(model: PreTrainedModel, scheme: QuantizationScheme, examples: list[E
                 bar.set_postfix(divergence=f"{mean:.3g}")
                 bar.update()
     for name, layer in trained.items():
-        model.set_submodule(name, layer.finished(scheme.weight_bits))
+        model.set_submodule(name, layer.finished(scheme.for_layer(name).weight_bits))
 
 
 class _TrainedLinear(nn.Module):

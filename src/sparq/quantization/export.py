@@ -90,6 +90,14 @@ def _checked(model: PreTrainedModel) -> QuantizationScheme:
         )
     if scheme.weight_bits == FLOAT_BITS:
         raise SparqError("weight_bits is 16: there are no integers to export")
+    if scheme.layers:
+        raise SparqError("layers of different bits are not exported: quantize with layers empty")
+    if scheme.quantizes_attention:
+        raise SparqError(
+            "the model's attention is quantized inside, which the reader would not do: export needs 16 bits"
+        )
+    if scheme.activation_static or scheme.activation_granularity == "group":
+        raise SparqError("export needs ranges of activations at run time, of tokens or tensors")
     if scheme.embedding_bits != FLOAT_BITS:
         raise SparqError(f"embedding_bits is {scheme.embedding_bits}: export needs 16")
     if scheme.activation_symmetric and scheme.activation_bits < 8:

@@ -34,7 +34,7 @@ class Grid:
         """Return the nearest integers."""
         grouped = split_groups(weight.float(), self.scale.shape[1])
         offset = None if self.zero_point is None else self.zero_point[..., None].float()
-        return _nearest(grouped, self.scale[..., None], offset, self.bits).to(torch.int8).view(weight.shape)
+        return nearest(grouped, self.scale[..., None], offset, self.bits).to(torch.int8).view(weight.shape)
 
     def value(self, integers: Int8[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
         """Return what integers stand for."""
@@ -83,13 +83,13 @@ def weight_grid(
         high = grouped.quantile(1 - tail / 2, dim=-1, keepdim=True)
     else:
         low, high = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
-    scale, offset = _steps(low, high, bits, symmetric=symmetric)
+    scale, offset = range_steps(low, high, bits, symmetric=symmetric)
     if reach == "mse":
         weights = None if importance is None else split_groups(importance.float()[None], columns // size)
         best = torch.full_like(scale, float("inf"))
         for ratio in RATIOS.tolist():
-            steps, zero = _steps(low * ratio, high * ratio, bits, symmetric=symmetric)
-            integers = _nearest(grouped, steps, zero, bits)
+            steps, zero = range_steps(low * ratio, high * ratio, bits, symmetric=symmetric)
+            integers = nearest(grouped, steps, zero, bits)
             error = (integers if zero is None else integers.sub_(zero)).mul_(steps).sub_(grouped).square_()
             total = (error if weights is None else error * weights).sum(-1, keepdim=True)
             better = total < best
@@ -101,7 +101,9 @@ def weight_grid(
     return Grid(scale=scale.squeeze(-1), zero_point=zero_point, bits=bits)
 
 
-def _steps(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Tensor, Tensor | None]:
+def range_steps(
+    low: Float[Tensor, "..."], high: Float[Tensor, "..."], bits: int, *, symmetric: bool
+) -> tuple[Float[Tensor, "..."], Float[Tensor, "..."] | None]:
     """Return scale and zero point of a range; the formulas are those of `quantizer`."""
     if symmetric:
         return usable_scale(torch.maximum(high, -low) / largest_integer(bits)), None
@@ -110,7 +112,10 @@ def _steps(low: Tensor, high: Tensor, bits: int, *, symmetric: bool) -> tuple[Te
     return scale, -(2 ** (bits - 1)) - (low / scale).round()
 
 
-def _nearest(x: Tensor, scale: Tensor, offset: Tensor | None, bits: int) -> Tensor:
+def nearest(
+    x: Float[Tensor, "..."], scale: Float[Tensor, "..."], offset: Float[Tensor, "..."] | None, bits: int
+) -> Float[Tensor, "..."]:
+    """Return the nearest integers of a grid, as float32; `offset` is its zero point."""
     largest = largest_integer(bits)
     integers = (x / scale).round_()
     # Without a zero point the integer -Q-1 is not used.

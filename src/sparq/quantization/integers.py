@@ -64,14 +64,17 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         raise SparqError("weight_bits is 16, so there are no integers to compute with: quantize to 2 to 8 bits")
     if model.device.type != "cpu":
         raise SparqError(f"integers are computed on a CPU, but the model is on {model.device}: model.to('cpu') first")
+    if scheme.activation_granularity == "group" and scheme.activation_bits != FLOAT_BITS:
+        raise SparqError("activation_granularity is 'group', which no kernel here computes: quantize tokens or tensors")
     if scheme.activation_bits != FLOAT_BITS:
-        require_exact_products(scheme.weight_bits)
+        require_exact_products(max(scheme.for_layer(name).weight_bits for name, _ in named_linears(model)))
     layers = dict(named_linears(model))
     if scheme.embedding_bits != FLOAT_BITS:
         layers["the head"] = model.get_output_embeddings()
     for name, layer in layers.items():
         assert isinstance(layer, QuantizedLinear), f"{name} is not quantized"
-        _check(name, layer, scheme.embedding_bits if name == "the head" else scheme.weight_bits, model.dtype)
+        bits = scheme.embedding_bits if name == "the head" else scheme.for_layer(name).weight_bits
+        _check(name, layer, bits, model.dtype)
     _replace_linears(model, scheme)
     if scheme.embedding_bits != FLOAT_BITS:
         _replace_embeddings(model, scheme.embedding_bits)
@@ -126,23 +129,26 @@ def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> 
 
 def _replace_linears(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
     family = family_of(model)
-    halves = scheme.weight_bits <= HALF_BYTE_BITS
     groups = [group.linears for group in family.norm_groups if len(group.linears) > 1]
-    for block in decoder_blocks(model):
+    for index, block in enumerate(decoder_blocks(model)):
+        halves = {
+            name: scheme.for_layer(f"{family.blocks}.{index}.{name}").weight_bits <= HALF_BYTE_BITS
+            for name in family.linears
+        }
         if scheme.activation_bits == FLOAT_BITS:
             for name in family.linears:
-                block.set_submodule(name, _weight_only(block.get_submodule(name), halves=halves))
+                block.set_submodule(name, _weight_only(block.get_submodule(name), halves=halves[name]))
             continue
         for names in [*groups, *((name,) for name in family.linears)]:
             layers = [block.get_submodule(name) for name in names]
             plain = [layer for layer in layers if isinstance(layer, QuantizedLinear)]
             # Those of a group are done when their turn to go alone comes.
-            if len(plain) < len(layers) or not _alike(plain):
+            if len(plain) < len(layers) or len({halves[name] for name in names}) > 1 or not _alike(plain):
                 continue
-            linear = IntegerLinear(plain, halves=halves)
+            linear = IntegerLinear(plain, halves=halves[names[0]])
             product = SharedProduct([layer.out_features for layer in plain])
-            for index, name in enumerate(names):
-                block.set_submodule(name, SharedLinear(linear, product, index) if len(names) > 1 else linear)
+            for number, name in enumerate(names):
+                block.set_submodule(name, SharedLinear(linear, product, number) if len(names) > 1 else linear)
 
 
 def _replace_embeddings(model: PreTrainedModel, bits: int) -> None:

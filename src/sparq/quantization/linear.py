@@ -9,8 +9,9 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sparq.quantization.grid import Grid
+from sparq.quantization.grid import Grid, nearest
 from sparq.quantization.hadamard import apply_hadamard
+from sparq.quantization.products import integer_accumulators
 from sparq.quantization.quantizer import (
     dequantize,
     fake_quantize,
@@ -22,12 +23,18 @@ from sparq.quantization.scales import KeepsScales
 from sparq.quantization.scheme import FLOAT_BITS, Granularity, QuantizationScheme
 from sparq.quantization.straight_through import pass_through
 
+_SETTINGS = (
+    "activation_bits", "activation_symmetric", "activation_granularity", "activation_group_size", "activation_clip",
+    "hadamard",
+)  # fmt: skip
+
 
 @final
 class QuantizedLinear(KeepsScales):
     """y = D_x(Q_x((x / input_scale) M H)) D_w(W)^T + bias, with Q to integers and D back from them.
 
-    The weights are held as integers. The input is quantized at run time, with one scale a token or a tensor.
+    The weights are held as integers. The input is quantized at run time, with one scale a token, a group of its
+    channels or a tensor, or with the fixed one of `activation_scale`.
     The product is then computed in float32 with dequantized operands ("fake quantization"), which equals the
     scaled product of the integers up to the rounding of float32; `integer_forward` computes that one. Weights
     of 16 bits are held as they are, and the product is computed in their type.
@@ -42,10 +49,12 @@ class QuantizedLinear(KeepsScales):
         bias: [out_features], or None.
         input_scale: float32 [in_features], divides the input at run time; None divides by nothing.
         input_matrix: float32 [in_features, in_features], M, multiplies the input at run time; None is the identity.
+        activation_scale: float32 [1], the fixed scale of quantized inputs; None for scales at run time.
+        activation_zero_point: int8 [1], its zero point; None where inputs are symmetric.
         hadamard: whether the input is multiplied by a Hadamard matrix H at run time, else H is the identity.
     """
 
-    SCALES = ("weight_scale", "input_scale", "input_matrix")
+    SCALES = ("weight_scale", "input_scale", "input_matrix", "activation_scale")
 
     weight: Tensor
     weight_scale: Tensor | None
@@ -53,6 +62,8 @@ class QuantizedLinear(KeepsScales):
     bias: Tensor | None
     input_scale: Tensor | None
     input_matrix: Tensor | None
+    activation_scale: Tensor | None
+    activation_zero_point: Tensor | None
 
     def __init__(
         self,
@@ -63,9 +74,12 @@ class QuantizedLinear(KeepsScales):
         bias: Float[Tensor, " outputs"] | None = None,
         input_scale: Float[Tensor, " inputs"] | None = None,
         input_matrix: Float[Tensor, "inputs inputs"] | None = None,
+        activation_scale: Float[Tensor, " 1"] | None = None,
+        activation_zero_point: Int8[Tensor, " 1"] | None = None,
         activation_bits: int,
         activation_symmetric: bool = True,
         activation_granularity: Granularity = "token",
+        activation_group_size: int | None = None,
         activation_clip: float = 1.0,
         hadamard: bool = False,
     ) -> None:
@@ -75,6 +89,7 @@ class QuantizedLinear(KeepsScales):
         self.activation_bits = activation_bits
         self.activation_symmetric = activation_symmetric
         self.activation_granularity = activation_granularity
+        self.activation_group_size = activation_group_size
         self.activation_clip = activation_clip
         self.hadamard = hadamard
         self.register_buffer("weight", weight)
@@ -83,6 +98,8 @@ class QuantizedLinear(KeepsScales):
         self.register_buffer("bias", bias)
         self.register_buffer("input_scale", input_scale)
         self.register_buffer("input_matrix", input_matrix)
+        self.register_buffer("activation_scale", activation_scale)
+        self.register_buffer("activation_zero_point", activation_zero_point)
         self._dense: Tensor | None = None
 
     @classmethod
@@ -117,10 +134,7 @@ class QuantizedLinear(KeepsScales):
             bias=None if linear.bias is None else linear.bias.detach().clone(),
             input_scale=factor.clone() if factor is not None and divide_input else None,
             hadamard=hadamard,
-            activation_bits=scheme.activation_bits,
-            activation_symmetric=scheme.activation_symmetric,
-            activation_granularity=scheme.activation_granularity,
-            activation_clip=scheme.activation_clip,
+            **activation_settings(scheme),
         )
 
     @classmethod
@@ -149,11 +163,9 @@ class QuantizedLinear(KeepsScales):
             bias=self.bias,
             input_scale=self.input_scale,
             input_matrix=self.input_matrix,
-            hadamard=self.hadamard,
-            activation_bits=self.activation_bits,
-            activation_symmetric=self.activation_symmetric,
-            activation_granularity=self.activation_granularity,
-            activation_clip=self.activation_clip,
+            activation_scale=self.activation_scale,
+            activation_zero_point=self.activation_zero_point,
+            **{name: getattr(self, name) for name in _SETTINGS},
         )
 
     def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
@@ -165,27 +177,30 @@ class QuantizedLinear(KeepsScales):
     def seen(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens inputs"]:
         """Return what the product sees of the input: transformed, quantized and dequantized.
 
-        The gradient passes through the rounding as through the identity.
+        With ranges of run time the gradient passes through the rounding as through the identity.
         """
-        inputs = self._transformed(x)
+        inputs = self.transformed(x)
         if self.activation_bits == FLOAT_BITS:
             return inputs
+        if self.activation_scale is not None:
+            return dequantize(*self._fixed_integers(inputs)).view(x.shape)
         with torch.no_grad():
             quantized = fake_quantize(
                 self._rows(inputs), self.activation_bits, symmetric=self.activation_symmetric, clip=self.activation_clip
-            ).view(x.shape)
+            ).reshape(x.shape)
         return pass_through(inputs, quantized)
 
     def integer_forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return, in float64, what exact integer arithmetic gives: slow, the reference for `forward`.
 
-            y[t, o] = bias[o] + scale_x[t] * sum over g of scale_w[o, g] * accumulator[t, o, g]
+            y[t, o] = bias[o] + sum over g of scale_x[t, g] * scale_w[o, g] * accumulator[t, o, g]
 
         Both weights and activations must be quantized.
         """
         assert self.weight_scale is not None, "the weights are not integers"
-        scale = self.input_integers(x)[1].double().reshape(-1, 1)
-        output = (self.accumulators(x) * self.weight_scale.double()).sum(-1) * scale
+        scale = self.input_integers(x)[1].double()
+        scale = scale.reshape(-1, 1, scale.shape[-1])  # [tokens or 1, 1, groups or 1]
+        output = (self.accumulators(x) * self.weight_scale.double() * scale).sum(-1)
         if self.bias is not None:
             output = output + self.bias
         return output.reshape(*x.shape[:-1], self.out_features)
@@ -197,8 +212,9 @@ class QuantizedLinear(KeepsScales):
         """
         assert self.weight_scale is not None, "the weights are not integers"
         assert self.activation_bits != FLOAT_BITS, "the activations are not integers"
-        integers, _, zero_point = self.input_integers(x)
-        left = integers.int() if zero_point is None else integers.int() - zero_point
+        integers, scale, zero_point = self.input_integers(x)
+        left = split_groups(integers.int(), scale.shape[-1])
+        left = left if zero_point is None else left - zero_point.unsqueeze(-1)
         left = left.reshape(-1, self.in_features)  # [tokens, inputs]
         groups = self.weight_scale.shape[1]
         right = split_groups(self.weight.int(), groups)
@@ -208,15 +224,20 @@ class QuantizedLinear(KeepsScales):
 
     def input_integers(
         self, x: Float[Tensor, "*tokens inputs"]
-    ) -> tuple[Int8[Tensor, "*rows columns"], Float[Tensor, "*rows 1"], Int8[Tensor, "*rows 1"] | None]:
+    ) -> tuple[Int8[Tensor, "*rows columns"], Float[Tensor, "*rows groups"], Int8[Tensor, "*rows groups"] | None]:
         """Return the integers that the product sees, their scale, and their zero point where they have one.
 
         With one scale for the whole tensor there is one row, else one a token.
         """
-        rows = self._rows(self._transformed(x))
+        inputs = self.transformed(x)
+        if self.activation_scale is not None:
+            return self._fixed_integers(inputs)
+        whole = self.activation_granularity == "tensor"
+        rows = inputs.reshape(1, -1) if whole else inputs
+        size = self.activation_group_size
         if self.activation_symmetric:
-            return *quantize_symmetric(rows, self.activation_bits, clip=self.activation_clip), None
-        return quantize_asymmetric(rows, self.activation_bits, clip=self.activation_clip)
+            return *quantize_symmetric(rows, self.activation_bits, size, clip=self.activation_clip), None
+        return quantize_asymmetric(rows, self.activation_bits, size, clip=self.activation_clip)
 
     def without_outputs(self) -> "QuantizedLinear":
         """Return the layer with no rows of weights: it treats an input as this one does, and takes no memory."""
@@ -244,13 +265,25 @@ class QuantizedLinear(KeepsScales):
         kind = "float" if self.weight_scale is None else f"integer, groups={self.weight_scale.shape[1]}"
         return f"{self.in_features}, {self.out_features}, weight={kind}, activation_bits={self.activation_bits}"
 
-    def _transformed(self, x: Tensor) -> Tensor:
+    def transformed(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens inputs"]:
+        """Return the input after division, matrix and Hadamard transform, ahead of quantization."""
         x = x if self.input_scale is None else x / self.input_scale
         x = x if self.input_matrix is None else x @ self.input_matrix.to(x.dtype)
         return apply_hadamard(x) if self.hadamard else x
 
     def _rows(self, x: Tensor) -> Tensor:
-        return x.reshape(1, -1) if self.activation_granularity == "tensor" else x
+        if self.activation_granularity == "tensor":
+            return x.reshape(1, -1)
+        size = self.activation_group_size
+        return x if size is None else split_groups(x, x.shape[-1] // size)
+
+    def _fixed_integers(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return integers, scale and zero point of `activation_scale`, as one row."""
+        scale, zero_point = self.activation_scale, self.activation_zero_point
+        assert scale is not None
+        offset = None if zero_point is None else zero_point.float()
+        integers = nearest(x.float(), scale, offset, self.activation_bits).to(torch.int8).reshape(1, -1)
+        return integers, scale[None], None if zero_point is None else zero_point[None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsScales:
         self._dense = None
@@ -261,17 +294,14 @@ class QuantizedLinear(KeepsScales):
         super()._load_from_state_dict(*args, **kwargs)
 
 
-def integer_accumulators(
-    left: Int[Tensor, "tokens groups size"], right: Int[Tensor, "outputs groups size"]
-) -> Int[Tensor, "tokens outputs groups"]:
-    """Return the exact int32 sums of products that an integer kernel accumulates, one for each group.
-
-    They are computed in float64, which is exact here and, unlike integers, has a fast product on a CPU.
-
-    Args:
-        left: integer activations, less their zero point.
-        right: integer weights, less their zero point.
-    """
-    sums = torch.einsum("tgs,ogs->tog", left.double(), right.double())
-    assert sums.numel() == 0 or sums.abs().max() < 2**31, "an int32 accumulator would overflow"
-    return sums.int()
+def activation_settings(scheme: QuantizationScheme) -> dict[str, Any]:
+    """Return how a scheme quantizes inputs, as arguments of `QuantizedLinear`."""
+    grouped = scheme.activation_granularity == "group"
+    return {
+        "activation_bits": scheme.activation_bits,
+        "activation_symmetric": scheme.activation_symmetric,
+        # Channels are divided by `input_scale`; the rest of it is one fixed range.
+        "activation_granularity": "tensor" if scheme.activation_static else scheme.activation_granularity,
+        "activation_group_size": scheme.group_size if grouped else None,
+        "activation_clip": scheme.activation_clip,
+    }

@@ -124,3 +124,19 @@ def correct_zero_points(
         sums = split_groups(left, len(product)).sum(-1, dtype=torch.int32)  # [tokens, groups]
         product = product - sums.t().unsqueeze(-1) * right_zero_point.int().unsqueeze(1)
     return product
+
+
+def integer_accumulators(
+    left: Int[Tensor, "tokens groups size"], right: Int[Tensor, "outputs groups size"]
+) -> Int[Tensor, "tokens outputs groups"]:
+    """Return the exact int32 sums of products that an integer kernel accumulates, one for each group.
+
+    They are computed in float64, which is exact here and, unlike integers, has a fast product on a CPU.
+
+    Args:
+        left: integer activations, less their zero point.
+        right: integer weights, less their zero point.
+    """
+    sums = torch.einsum("tgs,ogs->tog", left.double(), right.double())
+    assert sums.numel() == 0 or sums.abs().max() < 2**31, "an int32 accumulator would overflow"
+    return sums.int()

@@ -12,7 +12,7 @@ from sparq.errors import SparqError, unknown
 from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
 
 Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation", "best"]
-Granularity = Literal["token", "tensor"]
+Granularity = Literal["token", "tensor", "group", "channel"]
 Rounding = Literal["nearest", "gptq"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -30,8 +30,8 @@ _OWN_DEFAULTS: dict[str, dict[str, Any]] = {
     "omniquant": _ASYMMETRIC,
     "affinequant": _ASYMMETRIC,
     "gptq": {**_ASYMMETRIC, "weight_range": "mse"},
-    "rotation": {**_ASYMMETRIC, "weight_range": "mse"},
-    "best": {**_ASYMMETRIC, "weight_range": "mse"},
+    "rotation": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
+    "best": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
 }
 """What `from_dict` takes for settings that are not given, where it is not the default of all methods."""
 
@@ -41,6 +41,7 @@ _CLIPPED_BITS, _CLIP = 4, 0.9
 _REALS = (
     ("smoothing_alpha", 0.0, 1.0),
     ("weight_tail", 0.0, 0.5),
+    ("activation_tail", 0.0, 0.5),
     ("activation_clip", 0.0, 1.0),
     ("gptq_damping", 0.0, 1.0),
     ("change_rate", 0.0, 1.0),
@@ -49,6 +50,11 @@ _REALS = (
     ("scale_rate", 0.0, 1.0),
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
+
+LAYER_SETTINGS = ("weight_bits", "activation_bits", "activation_clip")
+"""What can differ between the layers of a model."""
+
+_ATTENTION_BITS = ("query_bits", "key_bits", "value_bits", "probability_bits")
 
 BITS: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, FLOAT_BITS)
 
@@ -67,9 +73,13 @@ class QuantizationScheme:
         group_size: input features that share one weight scale; None is one scale per output channel.
         weight_symmetric: weights without a zero point (SmoothQuant's setting).
         activation_symmetric: activations without a zero point (SmoothQuant's setting).
-        activation_granularity: which values share a scale, which is always computed at run time: one `token`,
-            or the whole `tensor`. With `tensor` the result for a sequence depends on what else is in the
-            batch, padding included, so the default is `token`.
+        activation_granularity: which values share a scale: one `token`, `group_size` channels of a token (`group`), or
+            the whole `tensor`. They are computed at run time, so with `tensor` the result for a sequence depends on
+            what else is in the batch, padding included, unless `activation_static` is given. `channel` divides each
+            channel by its largest magnitude on calibration data first, and then is a static `tensor`.
+        activation_static: fix the range of a `tensor` on calibration data: `max`, `percentile` or `mse`, see
+            `sparq.quantization.static_ranges`; None for ranges at run time.
+        activation_tail: share of the activations that `percentile` leaves out; others do not read it.
         smoothing_alpha: SmoothQuant's migration strength, 0 (all difficulty stays in the activations) to 1
             (all of it goes into the weights); 0.5 is the paper's value for OPT (section 5.1). `rtn` does not
             read it.
@@ -87,6 +97,15 @@ class QuantizationScheme:
         seed: of random rotations, and of the order in which `best` sees the data.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
+        query_bits: 2 to 8 for the attention's queries, per token and head with a zero point, or 16; see
+            `sparq.quantization.attention`.
+        key_bits: likewise for the keys of the KV cache.
+        value_bits: likewise for its values.
+        probability_bits: 2 to 8 for the attention's probabilities, in fixed steps from 0 to 1, or 16.
+        attention_group_size: channels of a head's query, key or value that share a scale; None is the whole head.
+        key_rotation: multiply queries and keys by a Hadamard matrix before they are quantized; nothing if neither is.
+        layers: settings of single layers that differ, by the layer's full name: `weight_bits`, `activation_bits` and
+            `activation_clip`. Bits stay 2 to 8 where they are so in the scheme, and 16 where they are 16.
     """
 
     method: Method
@@ -96,6 +115,8 @@ class QuantizationScheme:
     weight_symmetric: bool = True
     activation_symmetric: bool = True
     activation_granularity: Granularity = "token"
+    activation_static: WeightRange | None = None
+    activation_tail: float = 0.001
     smoothing_alpha: float = 0.5
     rounding: Rounding | None = None
     weight_range: WeightRange = "max"
@@ -109,6 +130,13 @@ class QuantizationScheme:
     scale_rate: float = 7e-4
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
+    query_bits: int = FLOAT_BITS
+    key_bits: int = FLOAT_BITS
+    value_bits: int = FLOAT_BITS
+    probability_bits: int = FLOAT_BITS
+    attention_group_size: int | None = None
+    key_rotation: bool = False
+    layers: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -117,20 +145,23 @@ class QuantizationScheme:
             raise unknown("activation granularity", str(self.activation_granularity), GRANULARITIES)
         if self.weight_range not in WEIGHT_RANGES:
             raise unknown("weight range", str(self.weight_range), WEIGHT_RANGES)
+        if self.activation_static is not None and self.activation_static not in WEIGHT_RANGES:
+            raise unknown("static activation range", str(self.activation_static), WEIGHT_RANGES)
         if self.rounding is not None and self.rounding not in ROUNDINGS:
             raise unknown("rounding", str(self.rounding), ROUNDINGS)
-        for name in ("weight_bits", "activation_bits"):
+        for name in ("weight_bits", "activation_bits", *_ATTENTION_BITS):
             bits = getattr(self, name)
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
                 raise SparqError(f"{name} is {bits!r}; it must be 2 to 8, or 16 for no quantization")
         if isinstance(self.embedding_bits, bool) or self.embedding_bits not in (*EMBEDDING_GROUPS, FLOAT_BITS):
             raise SparqError(f"embedding_bits is {self.embedding_bits!r}; it must be 4, 8, or 16 for no quantization")
-        for name in ("weight_symmetric", "activation_symmetric"):
+        for name in ("weight_symmetric", "activation_symmetric", "key_rotation"):
             if not isinstance(getattr(self, name), bool):
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        size = self.group_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise SparqError(f"group_size is {size!r}; it must be a positive number of input features, or null")
+        for name, what in (("group_size", "input features"), ("attention_group_size", "channels")):
+            size = getattr(self, name)
+            if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+                raise SparqError(f"{name} is {size!r}; it must be a positive number of {what}, or null")
         for name, low, high in _REALS:
             value = getattr(self, name)
             real = isinstance(value, int | float) and not isinstance(value, bool)
@@ -145,6 +176,50 @@ class QuantizationScheme:
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
         if self.method == "best" and self.rounding == "nearest":
             raise SparqError("best trains the scales of GPTQ's integers: rounding cannot be 'nearest'")
+        self._check_granularity()
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        if not isinstance(self.layers, Mapping):
+            raise SparqError(f"layers is {self.layers!r}; it must map names of layers to settings")
+        if self.layers and self.learns:
+            raise SparqError(f"{self.method} trains whole blocks with one scheme: layers must be empty")
+        for name, settings in self.layers.items():
+            if not isinstance(settings, Mapping):
+                raise SparqError(f"layers.{name} is {settings!r}; it must be settings such as weight_bits")
+            for key, value in settings.items():
+                if key not in LAYER_SETTINGS:
+                    raise unknown(f"setting of layer {name}", str(key), LAYER_SETTINGS)
+                if key != "activation_clip" and (value == FLOAT_BITS) != (getattr(self, key) == FLOAT_BITS):
+                    raise SparqError(
+                        f"{key} of layer {name} is {value!r} and that of the scheme {getattr(self, key)}: either"
+                        " both or none can be 16"
+                    )
+            self.for_layer(name)
+
+    def _check_granularity(self) -> None:
+        granularity, static = self.activation_granularity, self.activation_static
+        if granularity == "group" and self.group_size is None:
+            raise SparqError(
+                "activation_granularity 'group' shares group_size with the weights, but group_size is null"
+            )
+        if static is not None and granularity not in ("tensor", "channel"):
+            raise SparqError(
+                f"activation_static {static!r} fixes one range for all tokens: activation_granularity must be 'tensor'"
+                f" or 'channel', not {granularity!r}"
+            )
+        if granularity == "channel" and static is None:
+            raise SparqError(
+                "activation_granularity 'channel' is static: set activation_static to max, percentile or mse"
+            )
+        if granularity == "channel" and self.method not in ("rtn", "gptq"):
+            raise SparqError(
+                f"activation_granularity 'channel' goes with rtn and gptq: {self.method} changes channels itself"
+            )
+        if self.learns and (static is not None or granularity == "group"):
+            raise SparqError(f"{self.method} trains with ranges at run time, of tokens or tensors")
+        if self.distills and static is not None:
+            raise SparqError(f"{self.method} trains with ranges at run time: activation_static must be null")
 
     @property
     def compensates(self) -> bool:
@@ -156,7 +231,12 @@ class QuantizationScheme:
     @property
     def needs_calibration(self) -> bool:
         """Whether the method looks at data."""
-        return self.method == "smoothquant" or self.compensates or self.learns
+        return self.method == "smoothquant" or self.compensates or self.learns or self.fixes_ranges
+
+    @property
+    def fixes_ranges(self) -> bool:
+        """Whether activations are quantized with ranges from calibration data."""
+        return self.activation_static is not None and self.activation_bits != FLOAT_BITS
 
     @property
     def learns(self) -> bool:
@@ -173,6 +253,15 @@ class QuantizationScheme:
         """Whether the scales of weights are trained against the float model."""
         return self.method == "best" and self.weight_bits != FLOAT_BITS
 
+    @property
+    def quantizes_attention(self) -> bool:
+        """Whether anything inside of the attention is quantized."""
+        return any(getattr(self, name) != FLOAT_BITS for name in _ATTENTION_BITS)
+
+    def for_layer(self, name: str) -> "QuantizationScheme":
+        """Return the scheme of one layer, by its full name."""
+        return dataclasses.replace(self, **{**self.layers[name], "layers": {}}) if name in self.layers else self
+
     def grid(self, weight: Float[Tensor, "outputs inputs"]) -> Grid:
         """Return the grid of a weight matrix."""
         return weight_grid(
@@ -186,8 +275,9 @@ class QuantizationScheme:
 
     @property
     def name(self) -> str:
-        """Return the short name, for example `w4a4-smoothquant`; it has only the bits and the method."""
-        return f"w{self.weight_bits}a{self.activation_bits}-{self.method}"
+        """Return the short name, for example `w4a4-smoothquant`; it has only the method and bits, the cache's too."""
+        cache = f"kv{self.key_bits}" if self.key_bits == self.value_bits != FLOAT_BITS else ""
+        return f"w{self.weight_bits}a{self.activation_bits}{cache}-{self.method}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values; `from_dict` reads them back."""
@@ -208,7 +298,8 @@ class QuantizationScheme:
             if key not in {field.name for field in fields}:
                 raise unknown("quantization setting", str(key), [field.name for field in fields])
         for field in fields:
-            if field.default is dataclasses.MISSING and field.name not in values:
+            required = field.default is field.default_factory is dataclasses.MISSING
+            if required and field.name not in values:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
         own = dict(_OWN_DEFAULTS.get(str(values["method"]), {}))
         bits = values["activation_bits"]

@@ -19,9 +19,10 @@ from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.models.conversion import convert, saved_attention
 from sparq.models.families import family_of, named_linears
+from sparq.quantization.attention import quantize_attention
 from sparq.quantization.embeddings import QuantizedEmbedding, quantized_head
 from sparq.quantization.integers import runs_on_integers
-from sparq.quantization.linear import QuantizedLinear
+from sparq.quantization.linear import QuantizedLinear, activation_settings
 from sparq.quantization.packing import field_width, pack, unpack
 from sparq.quantization.quantize import CONFIG_KEY, scheme_of
 from sparq.quantization.rotation import replace_norms
@@ -33,7 +34,16 @@ FORMAT = "sparq-quantized-model"
 VERSION = 1
 _KEYS = {"scheme", "attention", "config", "generation", "aliases"}
 _PACKED = ".weight_packed"
-_BUFFERS = ("weight", "weight_scale", "weight_zero_point", "bias", "input_scale", "input_matrix")
+_BUFFERS = (
+    "weight",
+    "weight_scale",
+    "weight_zero_point",
+    "bias",
+    "input_scale",
+    "input_matrix",
+    "activation_scale",
+    "activation_zero_point",
+)
 
 
 def save_quantized(model: PreTrainedModel, folder: Path) -> None:
@@ -74,6 +84,11 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
         write_json(temporary / DESCRIPTION, description)
 
 
+def is_quantized(folder: Path) -> bool:
+    """Tell whether a folder holds what `save_quantized` wrote."""
+    return (folder / DESCRIPTION).is_file()
+
+
 def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedModel] | None = None) -> PreTrainedModel:
     """Read a model that `save_quantized` wrote; its outputs are the same, bit for bit.
 
@@ -104,6 +119,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
     model = _build(description, build)
     if scheme.rotates:
         replace_norms(model)
+    quantize_attention(model, scheme)
     aliases: Mapping[str, str] = description["aliases"]
     _place_linears(model, scheme, tensors, folder)
     if scheme.embedding_bits != FLOAT_BITS:
@@ -125,7 +141,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
 
 def _integer_layers(model: PreTrainedModel, scheme: QuantizationScheme) -> list[tuple[str, int]]:
     """Return names and bits of the layers whose `weight` is integers."""
-    layers = [(name, scheme.weight_bits) for name, _ in named_linears(model)]
+    layers = [(name, scheme.for_layer(name).weight_bits) for name, _ in named_linears(model)]
     if scheme.embedding_bits != FLOAT_BITS:
         layers += [(name, scheme.embedding_bits) for name in _embedding_names(model)]
     return layers
@@ -196,20 +212,12 @@ def _place_linears(
 ) -> None:
     for name, linear in list(named_linears(model)):
         assert isinstance(linear, nn.Linear)
-        _unpack_weight(tensors, name, scheme.weight_bits, linear.in_features)
-        found = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
+        _unpack_weight(tensors, name, scheme.for_layer(name).weight_bits, linear.in_features)
+        found: dict[str, Any] = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
         _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
         layer = QuantizedLinear(
-            weight=found["weight"],
-            weight_scale=found.get("weight_scale"),
-            weight_zero_point=found.get("weight_zero_point"),
-            bias=found.get("bias"),
-            input_scale=found.get("input_scale"),
-            input_matrix=found.get("input_matrix"),
-            activation_bits=scheme.activation_bits,
-            activation_symmetric=scheme.activation_symmetric,
-            activation_granularity=scheme.activation_granularity,
-            activation_clip=scheme.activation_clip,
+            **found,
+            **activation_settings(scheme.for_layer(name)),
             hadamard=scheme.rotates and name.endswith(f".{family_of(model).down}"),
         )
         model.set_submodule(name, layer)
@@ -253,6 +261,10 @@ def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linea
     has_bias: bool = linear.bias is not None
     if has_bias or ((scheme.rotates or scheme.method == "omniquant") and "bias" in found):
         shapes["bias"] = [rows]
+    if scheme.fixes_ranges:
+        shapes["activation_scale"] = [1]
+        if not scheme.activation_symmetric:
+            shapes["activation_zero_point"] = [1]
     if "input_scale" in found:
         shapes["input_scale"] = [columns]
     if "input_matrix" in found:

@@ -18,7 +18,7 @@ from sparq.models import load_model, saved_attention
 from sparq.recipes.apply import encode_recordings
 from sparq.recipes.outlier_sequences import TASK_LABELS, alone, measure_tasks, task_sequences
 from sparq.recipes.pictures import Pictures, outlier_figures
-from sparq.recipes.prose import prose_pieces, read_prose
+from sparq.recipes.prose import load_tokenizer, prose_pieces, read_prose
 from sparq.report import FULL, Results, Row, collect_provenance, utc_now
 from sparq.report.numbers import show_number
 from sparq.tokens import JointVocabulary
@@ -139,7 +139,8 @@ def _causal_lm(
     reference: str, attention: str | None, text: Path | None, tokens: int, context: int
 ) -> tuple[PreTrainedModel, Sequences]:
     model = load_model(reference, attention)
-    pieces, tokenizer = prose_pieces(model, reference, text, tokens=tokens, context=context)
+    tokenizer = load_tokenizer(reference)
+    pieces = prose_pieces(model, tokenizer, text, tokens=tokens, context=context)
     sample = pieces[0][:PICTURE_TOKENS]
     labels = tuple(tokenizer.decode([int(i)]) for i in sample)
     return model, Sequences(tasks={"text": list(pieces)}, sample=sample, labels=labels)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from sparq.adaptation import Base, Initialization
 from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
 
@@ -72,14 +73,22 @@ class TrainConfig:
 
     Attributes:
         updates: number of optimizer updates.
-        method: LoRA, or full fine-tuning.
+        method: LoRA, LoRA on a quantized base (QLoRA), or full fine-tuning.
         rank: LoRA's rank.
         alpha: LoRA's alpha; the update is scaled by alpha / rank.
         dropout: LoRA's dropout.
         targets: linear layers that get adapters; empty for the family's attention and MLP layers.
+        base: what QLoRA's base is kept in; SpARQ section 4.2 has 8-bit integers.
+        initialization: what the adapters start from.
+        dora: train the length of each row of the adapted weights apart from its direction.
+        rslora: scale the update by alpha / sqrt(rank).
+        loftq_iterations: rounds of LoftQ's initialization; its authors'.
         learning_rate: Adam's peak rate.
         warmup_updates: updates over which the rate rises from 0.
-        batch_tokens: padded tokens of a micro-batch.
+        packing: put sequences one after another without padding; else pad batches of like length.
+        batch_tokens: tokens of a micro-batch at most, padding counted.
+        long_length: with packing, micro-batches of sequences longer than this hold fewer tokens, because the cost of
+            their attention grows with the square.
         accumulate: micro-batches of an update; 40 make 200k tokens, VoxtLM's.
         label_smoothing: weight of the uniform distribution in the target; VoxtLM's.
         weight_decay: Adam's.
@@ -91,17 +100,29 @@ class TrainConfig:
         dtype: type of the forward pass; the optimizer works in float32.
         checkpoint_updates: updates between two resumable states.
         validate_updates: updates between two validations; the state of best accuracy is kept (VoxtLM).
+        average_best: the result is the mean of the states of so many validations, those of best accuracy; VoxtLM
+            takes 10.
+        patience: validations without a new best accuracy after which training ends; none for all updates.
+        sink_updates: updates over which the attention of `softmax1` goes from the pretrained one to its own, so that
+            training starts from the pretrained function; 0 for at once. Other frameworks do not read it.
     """
 
     updates: int
-    method: Literal["full", "lora"] = "lora"
+    method: Literal["full", "lora", "qlora"] = "lora"
     rank: int = 256
     alpha: int = 256
     dropout: float = 0.05
     targets: tuple[str, ...] = ()
+    base: Base = "int8"
+    initialization: Initialization = "kaiming"
+    dora: bool = False
+    rslora: bool = False
+    loftq_iterations: int = 5
     learning_rate: float = 3e-4
     warmup_updates: int = 2500
+    packing: bool = True
     batch_tokens: int = 5000
+    long_length: int = 1024
     accumulate: int = 40
     label_smoothing: float = 0.1
     weight_decay: float = 1e-6
@@ -113,24 +134,45 @@ class TrainConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_updates: int = field(default=50, metadata=NO_EFFECT)
     validate_updates: int = 100
+    average_best: int = 1
+    patience: int | None = None
+    sink_updates: int = 0
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         check_positive(where, updates=self.updates, rank=self.rank, alpha=self.alpha, clip_norm=self.clip_norm)
         check_positive(where, batch_tokens=self.batch_tokens, accumulate=self.accumulate)
         check_positive(where, learning_rate=self.learning_rate, checkpoint_updates=self.checkpoint_updates)
-        check_positive(where, validate_updates=self.validate_updates)
+        check_positive(where, validate_updates=self.validate_updates, average_best=self.average_best)
+        check_positive(where, long_length=self.long_length)
+        check(self.patience is None or self.patience > 0, f"{where}.patience", self.patience, "more than 0, or null")
         for name in ("dropout", "label_smoothing", "unit_noise"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
         check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
         check_unique(f"{where}.targets", self.targets)
+        check_positive(where, loftq_iterations=self.loftq_iterations)
+        self._validate_method(where)
         self.task_weights.validate(f"{where}.task_weights")
         for corpus, weight in self.corpus_weights.items():
             check(weight >= 0, f"{where}.corpus_weights.{corpus}", weight, "at least 0")
         # Otherwise the peak rate would never be reached, and nobody would see it.
         right = f"from 0 to {where}.updates, {self.updates}"
         check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)
+        check(0 <= self.sink_updates <= self.updates, f"{where}.sink_updates", self.sink_updates, right)
+
+    def _validate_method(self, where: str) -> None:
+        # PiSSA and OLoRA take their start out of a base in floating point; LoftQ makes up for rounding one.
+        fitting = {
+            "full": ("kaiming",),
+            "lora": ("kaiming", "pissa", "olora", "eva"),
+            "qlora": ("kaiming", "eva", "loftq"),
+        }[self.method]
+        right = f"{' or '.join(fitting)} with method {self.method}"
+        check(self.initialization in fitting, f"{where}.initialization", self.initialization, right)
+        for name in ("dora", "rslora"):
+            right = "false with method full"
+            check(self.method != "full" or not getattr(self, name), f"{where}.{name}", getattr(self, name), right)
 
 
 @dataclass(frozen=True, kw_only=True)

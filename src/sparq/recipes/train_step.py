@@ -1,11 +1,14 @@
 """The step that turns the pretrained LLM into a SpeechLM, once for each framework."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from peft import PeftModel
+from transformers import PreTrainedModel
 
 from sparq.adaptation import (
     LoraSettings,
@@ -18,12 +21,15 @@ from sparq.adaptation import (
 from sparq.data import Batch, collate, training_batches
 from sparq.data.batching import epoch_examples, group_by_length
 from sparq.errors import SparqError
-from sparq.files import fingerprint, remove
+from sparq.files import fingerprint
 from sparq.models import build_speechlm
+from sparq.models.loading import LoadedBackbone
+from sparq.models.speechlm import JointEmbedding
 from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe, used_settings
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
+from sparq.recipes.train_together import announce
 from sparq.tokens import JointVocabulary
 from sparq.tokens.special import PAD
 from sparq.training import TrainingRun, TrainingSettings
@@ -31,6 +37,9 @@ from sparq.types import TASKS
 from sparq.units import KMeans, UnitUtterance, read_summary, read_units
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+EVA_BATCHES = 32
+"""How many of the first micro-batches EVA reads, over and over until its directions settle."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,10 +76,75 @@ def load_vocabulary(run: RunFolder) -> JointVocabulary:
     return JointVocabulary.load(run.vocab, units_fingerprint=KMeans.load(run.kmeans).fingerprint)
 
 
-def training_settings(recipe: Recipe) -> TrainingSettings:
+def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     """Return the settings of the loop."""
-    names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after"}
-    return TrainingSettings(**{name: getattr(recipe.train, name) for name in names})
+    names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after", "sink_updates"}
+    return TrainingSettings(
+        **{name: getattr(recipe.train, name) for name in names},
+        sink_updates=recipe.train.sink_updates if framework == "softmax1" else 0,
+    )
+
+
+Stream = Callable[[int], Iterator[Batch]]
+"""Gives the micro-batches of a training from a given number on."""
+
+
+def training_stream(recipe: Recipe, vocabulary: JointVocabulary, utterances: list[Spoken]) -> Stream:
+    """Return the stream of a training split.
+
+    Raises:
+        SparqError: nothing is left to train on.
+    """
+    train = recipe.train
+    pad = vocabulary.token_id(PAD)
+    weights = {task: getattr(train.task_weights, task) for task in TASKS}
+    if not any(u.text for u in utterances) and not weights["speechlm"]:
+        raise SparqError("no training utterance has text, and task_weights.speechlm is 0: nothing to train on")
+
+    # An epoch may show a corpus more often than another, or not at all.
+    shares = np.array([train.corpus_weights.get(u.corpus, 1.0) for u in utterances])
+    if not shares.any():
+        raise SparqError(f"train.corpus_weights {train.corpus_weights} leave no training utterance: raise one above 0")
+
+    def batches(skip: int) -> Iterator[Batch]:
+        return training_batches(
+            utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
+            pad_id=pad, long_length=train.long_length if train.packing else None, unit_noise=train.unit_noise,
+            shares=shares, skip=skip,
+        )  # fmt: skip
+
+    return batches
+
+
+def build_model(
+    recipe: Recipe, framework: str, vocabulary: JointVocabulary, batches: Stream
+) -> tuple[PreTrainedModel | PeftModel, LoadedBackbone, JointEmbedding]:
+    """Return the backbone with this framework's attention, the joint vocabulary and adapters, ready to be trained."""
+    dtype, lora = _DTYPES[recipe.train.dtype], lora_settings(recipe)
+    # The seed decides adapters, new rows, order and dropout, the same for every framework.
+    torch.manual_seed(recipe.seed)
+    loaded, embedding = build_speechlm(
+        resolve_model(recipe.model.backbone),
+        vocabulary,
+        attention=framework,
+        dtype=torch.float32 if lora and lora.reads_weights else dtype,
+        noise=recipe.model.new_row_noise,
+        seed=recipe.seed,
+    )
+    if lora is None:
+        return loaded.model, loaded, embedding
+    first = itertools.islice(batches(0), EVA_BATCHES if lora.initialization == "eva" else 0)
+    return add_lora(loaded.model, lora, dtype=dtype, batches=first), loaded, embedding
+
+
+def lora_settings(recipe: Recipe) -> LoraSettings | None:
+    """Return the adapters' settings, None for full fine-tuning."""
+    train = recipe.train
+    if train.method == "full":
+        return None
+    names = {field.name for field in dataclasses.fields(LoraSettings)} - {"base"}
+    base = train.base if train.method == "qlora" else None
+    return LoraSettings(base=base, **{name: getattr(train, name) for name in names})
 
 
 def start_training(
@@ -89,39 +163,9 @@ def start_training(
         updates: stop after so many, with the schedule as for the recipe's.
     """
     train = recipe.train
-    # The seed decides adapters, new rows, order and dropout, the same for every framework.
-    torch.manual_seed(recipe.seed)
-    loaded, embedding = build_speechlm(
-        resolve_model(recipe.model.backbone),
-        vocabulary,
-        attention=framework,
-        dtype=_DTYPES[train.dtype],
-        noise=recipe.model.new_row_noise,
-        seed=recipe.seed,
-    )
-    model: torch.nn.Module = loaded.model
-    if train.method == "lora":
-        model = add_lora(
-            loaded.model,
-            LoraSettings(rank=train.rank, alpha=train.alpha, dropout=train.dropout, targets=train.targets),
-        )
-    pad = vocabulary.token_id(PAD)
-    weights = {task: getattr(train.task_weights, task) for task in TASKS}
-    if not any(u.text for u in utterances) and not weights["speechlm"]:
-        raise SparqError("no training utterance has text, and task_weights.speechlm is 0: nothing to train on")
-
-    # An epoch may show a corpus more often than another, or not at all.
-    shares = np.array([train.corpus_weights.get(u.corpus, 1.0) for u in utterances])
-    if not shares.any():
-        raise SparqError(f"train.corpus_weights {train.corpus_weights} leave no training utterance: raise one above 0")
-
-    def batches(skip: int) -> Iterator[Batch]:
-        return training_batches(
-            utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
-            pad_id=pad, unit_noise=train.unit_noise, shares=shares, skip=skip,
-        )  # fmt: skip
-
-    settings = dataclasses.replace(training_settings(recipe), stop_after=updates)
+    batches = training_stream(recipe, vocabulary, utterances)
+    model, loaded, embedding = build_model(recipe, framework, vocabulary, batches)
+    settings = dataclasses.replace(training_settings(recipe, framework), stop_after=updates)
     run = TrainingRun(
         model,
         folder,
@@ -135,6 +179,7 @@ def start_training(
         backbone_checksum=loaded.checksum,
         attention=framework,
         method=train.method,
+        base=train.base if train.method == "qlora" else None,
         vocabulary_fingerprint=vocabulary.fingerprint,
         units_fingerprint=vocabulary.units_fingerprint,
         training={
@@ -151,16 +196,16 @@ def start_training(
 
 def validation_batches(
     utterances: list[Spoken], vocabulary: JointVocabulary, *, batch_tokens: int, seed: int
-) -> list[Batch]:
+) -> dict[str, list[Batch]]:
     """Return every validation utterance as each task that it can be, for next-token accuracy."""
-    batches = []
+    batches: dict[str, list[Batch]] = {}
     for task in TASKS:
         weights = {other: float(other == task) for other in TASKS}
         usable = [u for u in utterances if u.text or task == "speechlm"]
         if usable:
             examples = epoch_examples(usable, vocabulary, weights=weights, seed=seed, epoch=0)
             groups = group_by_length(examples, batch_tokens=batch_tokens, random=np.random.default_rng(seed))
-            batches += [collate(group, pad_id=vocabulary.token_id(PAD)) for group in groups]
+            batches[task] = [collate(group, pad_id=vocabulary.token_id(PAD)) for group in groups]
     return batches
 
 
@@ -171,33 +216,49 @@ def training_folder(run: RunFolder, framework: str) -> Path:
 
 def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
     """Adapt the backbone under one framework and write the model folder."""
-    set_threads(recipe)
-    vocabulary = load_vocabulary(run)
-    folder = training_folder(run, framework)
-    training, description = start_training(
-        recipe,
-        framework,
-        vocabulary=vocabulary,
-        utterances=load_split(run, "train", vocabulary),
-        validation=load_split(run, "valid", vocabulary),
-        folder=folder,
-    )
-    training.train(f"train {framework}")
+    announce(framework)
+    model, training, description = train_framework(recipe, run, framework)
     progress = training.progress
     outcome = {
         "updates": progress.updates,
         "tokens": progress.tokens,
         "seconds": round(progress.seconds, 1),
+        "processes": training.workers.count,
         "selected_update": progress.best_update or progress.updates,
+        "averaged_updates": [update for _, update in progress.best],
     }
     save_speechlm(
         run.model(framework),
-        training.model,
-        vocabulary=vocabulary,
+        model,
+        vocabulary=load_vocabulary(run),
         kmeans_file=run.kmeans,
         description=dataclasses.replace(description, training={**description.training, **outcome}),
     )
-    remove(training.best_file)
-    # Last, because without it a run that was killed here would start over.
-    remove(folder / "checkpoint")
+    training.remove_state()
     return [run.model(framework), training.log_file]
+
+
+def train_framework(
+    recipe: Recipe, run: RunFolder, framework: str
+) -> tuple[PreTrainedModel | PeftModel, TrainingRun, SpeechLMDescription]:
+    """Train to the end and return the model, whole: what every process of a training does."""
+    set_threads(recipe)
+    vocabulary = load_vocabulary(run)
+    utterances = load_split(run, "train", vocabulary)
+    training, description = start_training(
+        recipe,
+        framework,
+        vocabulary=vocabulary,
+        utterances=utterances,
+        validation=load_split(run, "valid", vocabulary),
+        folder=training_folder(run, framework),
+    )
+    training.train(f"train {framework}")
+    if not training.is_sharded:
+        return training.model, training, description
+    weights = training.optimizer.whole_weights(training.names)
+    model, *_ = build_model(recipe, framework, vocabulary, training_stream(recipe, vocabulary, utterances))
+    with torch.no_grad():
+        for name, parameter in trainable_parameters(model).items():
+            parameter.copy_(weights[name])
+    return model, training, description

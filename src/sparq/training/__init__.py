@@ -1,6 +1,8 @@
 """Training of a SpeechLM."""
 
-from sparq.training.loop import TrainingRun, TrainingSettings, Update, read_log, validate
-from sparq.training.loss import batch_loss, target_loss
+from sparq.training.log import Update, read_log
+from sparq.training.loop import TrainingRun
+from sparq.training.loss import LanguageModelLoss
+from sparq.training.settings import TrainingSettings
 
-__all__ = ["TrainingRun", "TrainingSettings", "Update", "batch_loss", "read_log", "target_loss", "validate"]
+__all__ = ["LanguageModelLoss", "TrainingRun", "TrainingSettings", "Update", "read_log"]

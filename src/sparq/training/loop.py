@@ -1,100 +1,56 @@
-"""The training loop: exact gradient accumulation, validation, checkpoints, resume."""
+"""The training loop: exact gradient accumulation, validation, checkpoints, resume, on one process or several."""
 
 import dataclasses
 import itertools
-import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from peft import PeftModel
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from sparq.adaptation import trainable_parameters
+from sparq.attention import SinkSchedule
 from sparq.data import Batch
 from sparq.errors import SparqError
-from sparq.files import atomic_path, write_text
+from sparq.files import remove, write_text
 from sparq.progress import progress
+from sparq.training.best import BestWeights, insert
 from sparq.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sparq.training.loss import batch_loss
-from sparq.training.optimizer import MasterAdam, Schedule, learning_rate
+from sparq.training.log import Update, read_log
+from sparq.training.loss import LanguageModelLoss
+from sparq.training.optimizer import MasterAdam, learning_rate
+from sparq.training.parallel import Workers
+from sparq.training.settings import TrainingSettings
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingSettings:
-    """How to train; the defaults are the papers' (appendix E.1 and VoxtLM's recipe).
-
-    Attributes:
-        updates: optimizer steps.
-        accumulate: micro-batches an update.
-        learning_rate: peak rate.
-        warmup_updates: updates of linear warm-up.
-        schedule: what follows the warm-up.
-        weight_decay: Adam's L2 term.
-        betas: Adam's decay rates.
-        clip_norm: bound on the gradient's norm.
-        label_smoothing: share of the uniform distribution in the targets.
-        checkpoint_updates: updates between two checkpoints.
-        validate_updates: updates between two validations.
-        stop_after: end early after so many updates, with the schedule still as for `updates`.
-    """
-
-    updates: int
-    accumulate: int = 40
-    learning_rate: float = 3e-4
-    warmup_updates: int = 2500
-    schedule: Schedule = "constant"
-    weight_decay: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip_norm: float = 1.0
-    label_smoothing: float = 0.1
-    checkpoint_updates: int = 100
-    validate_updates: int = 100
-    stop_after: int | None = None
-
-    @property
-    def last_update(self) -> int:
-        """The number of the last update."""
-        return self.updates if self.stop_after is None else min(self.stop_after, self.updates)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Update:
-    """One line of the log: one update, its losses in nats per target token."""
-
-    update: int
-    tokens: int
-    seconds: float
-    loss: float
-    nll: float
-    learning_rate: float
-    gradient_norm: float
-    valid_nll: float | None = None
-    valid_accuracy: float | None = None
+_RANDOM_STATES = "random_states"
 
 
 class TrainingRun:
     """A run that lives in a folder and continues from where that folder is.
 
     ```
-    checkpoint/        the last state (removed by the caller when the model is saved)
-    best.safetensors   the weights with the highest validation accuracy
-    train.jsonl        one `Update` a line
+    checkpoint/          the last state (removed by the caller when the model is saved)
+    best/                the weights with the highest validation accuracies (likewise)
+    train.jsonl          one `Update` a line
     ```
+
+    With several processes each of them makes the same run; the main one writes.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel | PeftModel,
         folder: Path,
         *,
         settings: TrainingSettings,
         key: str,
         batches: Callable[[int], Iterator[Batch]],
-        validation: Sequence[Batch],
+        validation: Mapping[str, Sequence[Batch]],
     ) -> None:
         """Restore the checkpoint if there is one.
 
@@ -104,24 +60,35 @@ class TrainingRun:
             settings: how to train.
             key: fingerprint of all that the result depends on.
             batches: gives the stream of micro-batches from a given number on.
-            validation: batches to select by; may be empty.
+            validation: batches to select by, of each task; may be empty.
+
+        Raises:
+            SparqError: the checkpoint is of other settings, or the processes cannot share an update's micro-batches.
         """
         self.model = model
         self.folder = folder
         self.settings = settings
         self.validation = validation
-        self.optimizer = MasterAdam(
-            trainable_parameters(model), weight_decay=settings.weight_decay, betas=settings.betas
-        )
+        self.workers = Workers(accumulate=settings.accumulate)
+        self.sinks = SinkSchedule(model, updates=settings.sink_updates) if settings.sink_updates else None
+        parameters = trainable_parameters(model)
+        self.names = list(parameters)
+        self.optimizer = MasterAdam(parameters.values(), weight_decay=settings.weight_decay, betas=settings.betas)
+        self.loss = self.workers.share(LanguageModelLoss(model), self.optimizer)
         restored = load_checkpoint(folder / "checkpoint", key)
         if restored is None:
             self.progress = Progress(key=key)
             self.log: list[Update] = []
+            self.workers.set_random(None)
         else:
             self.progress, tensors = restored
-            self.optimizer.load_state(tensors)
+            self.workers.set_random(tensors.pop(_RANDOM_STATES))
+            self.optimizer.load_whole_state(self.names, tensors)
             self.log = read_log(folder / "train.jsonl")[: self.progress.updates]
-        write_text(self.log_file, "".join(_line(update) for update in self.log))
+        if self.workers.is_main:
+            write_text(self.log_file, "".join(update.to_line() for update in self.log))
+        self.best = BestWeights(folder / "best")
+        self._saved_best = self.progress.best
         self.stream = batches(self.progress.batches)
 
     @property
@@ -130,9 +97,15 @@ class TrainingRun:
         return self.folder / "train.jsonl"
 
     @property
-    def best_file(self) -> Path:
-        """The selected weights."""
-        return self.folder / "best.safetensors"
+    def is_sharded(self) -> bool:
+        """Whether each process holds a part of every weight."""
+        return any(isinstance(parameter, DTensor) for parameter in self.optimizer.parameters)
+
+    def remove_state(self) -> None:
+        """Remove all but the log."""
+        remove(self.folder / "best")
+        # Last, because without it a run that was killed here would start over.
+        remove(self.folder / "checkpoint")
 
     def train(self, label: str) -> None:
         """Go on to the last update, then load the selected weights into the model.
@@ -141,36 +114,40 @@ class TrainingRun:
             SparqError: the loss is not finite.
         """
         settings = self.settings
-        self.model.train()
+        self.loss.train()
         with progress(label, total=settings.last_update, unit="update", initial=self.progress.updates) as bar:
-            while self.progress.updates < settings.last_update:
+            while self.progress.updates < settings.last_update and not self._is_out_of_patience():
                 update = self._update()
                 number = self.progress.updates
                 if self.validation and (number % settings.validate_updates == 0 or number == settings.last_update):
                     update = self._validate(update)
                 self.log.append(update)
-                with self.log_file.open("a", encoding="utf-8") as file:
-                    file.write(_line(update))
+                if self.workers.is_main:
+                    with self.log_file.open("a", encoding="utf-8") as file:
+                        file.write(update.to_line())
                 if number % settings.checkpoint_updates == 0 or number == settings.last_update:
-                    save_checkpoint(self.folder / "checkpoint", self.progress, self.optimizer.state())
+                    self._save_checkpoint()
                 rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
                 bar.set_postfix_str(f"loss {update.loss:.3f}, {rate:.0f} tokens/s")
                 bar.update()
-        if self.best_file.exists():
-            self._load_weights(self.best_file)
-        self.model.eval()
+        if self.progress.best:
+            self._load_best()
+        self.loss.eval()
 
     def _update(self) -> Update:
         start = time.perf_counter()
         settings = self.settings
-        objective, nll, targets, tokens = 0.0, 0.0, 0, 0
-        for batch in itertools.islice(self.stream, settings.accumulate):
-            loss = batch_loss(self.model, batch, smoothing=settings.label_smoothing)
-            loss.objective.backward()  # type: ignore[no-untyped-call]
-            objective += float(loss.objective.detach())
-            nll += loss.nll
-            targets += loss.num_targets
-            tokens += batch.input_ids.numel()
+        if self.sinks is not None:
+            self.sinks.set(self.progress.updates)
+        sums: list[float | Tensor] = [0.0, 0.0, 0.0, 0.0]
+        micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
+        for number, batch in enumerate(micro_batches, start=1):
+            with self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
+                loss = self.loss(batch, settings.label_smoothing)
+                loss.objective.backward()
+            own = (loss.objective.detach(), loss.nll, loss.num_targets, batch.num_tokens)
+            sums = [a + b for a, b in zip(sums, own, strict=True)]
+        objective, nll, targets, tokens = self.workers.total(sums)
         if not math.isfinite(objective):
             raise SparqError(
                 f"the loss is {objective} at update {self.progress.updates + 1}: lower train.learning_rate"
@@ -183,12 +160,14 @@ class TrainingRun:
             total=settings.updates,
             schedule=settings.schedule,
         )
-        norm = self.optimizer.step(rate=rate, gradient_scale=1 / targets, clip_norm=settings.clip_norm)
+        # Processes' gradients were averaged, but the loss is a sum.
+        scale = self.workers.count / targets
+        norm = self.optimizer.update(rate=rate, gradient_scale=scale, clip_norm=settings.clip_norm)
         self.progress = dataclasses.replace(
             self.progress,
             updates=self.progress.updates + 1,
             batches=self.progress.batches + settings.accumulate,
-            tokens=self.progress.tokens + tokens,
+            tokens=self.progress.tokens + int(tokens),
             seconds=self.progress.seconds + time.perf_counter() - start,
         )
         return Update(
@@ -202,44 +181,61 @@ class TrainingRun:
         )
 
     def _validate(self, update: Update) -> Update:
-        nll, accuracy = validate(self.model, self.validation)
-        if accuracy > self.progress.best_accuracy:
-            self.progress = dataclasses.replace(
-                self.progress, best_accuracy=accuracy, best_update=self.progress.updates
-            )
-            with atomic_path(self.best_file) as temporary:
-                masters = {name: master.detach().contiguous() for name, master in self.optimizer.masters.items()}
-                save_file(masters, temporary)
-        return dataclasses.replace(update, valid_nll=nll, valid_accuracy=accuracy)
+        number = self.progress.updates
+        if self.sinks is not None:
+            self.sinks.set(number)
+        tasks = {task: self._measure(batches) for task, batches in self.validation.items()}
+        targets = sum(measured[2] for measured in tasks.values())
+        nll = sum(measured[0] for measured in tasks.values()) / targets
+        accuracy = sum(measured[1] for measured in tasks.values()) / targets
+        if number >= self.settings.sink_updates:
+            self._keep_if_best(accuracy, number)
+        return dataclasses.replace(
+            update,
+            valid_nll=nll,
+            valid_accuracy=accuracy,
+            valid_tasks={task: (nll / n, correct / n) for task, (nll, correct, n) in tasks.items()},
+        )
 
     @torch.no_grad()
-    def _load_weights(self, file: Path) -> None:
-        for name, tensor in load_file(file).items():
-            self.optimizer.masters[name].copy_(tensor)
-        self.optimizer.copy_to_model()
+    def _measure(self, batches: Sequence[Batch]) -> tuple[float, float, float]:
+        """Return the sum of the negative log-likelihoods, the number of correct targets, and that of all."""
+        self.loss.eval()
+        sums: list[float | Tensor] = [0.0, 0.0, 0.0]
+        # Sharded models want every process to call as often, so all do all; validation sets are small.
+        for batch in batches:
+            loss = self.loss(batch.to(self.workers.device))
+            sums = [a + b for a, b in zip(sums, (loss.nll, loss.num_correct, loss.num_targets), strict=True)]
+        self.loss.train()
+        nll, correct, targets = (float(number) for number in sums)
+        return nll, correct, targets
 
+    def _keep_if_best(self, accuracy: float, number: int) -> None:
+        best = insert(self.progress.best, accuracy, number, count=self.settings.average_best)
+        self.progress = dataclasses.replace(self.progress, best=best)
+        if (accuracy, number) not in best:
+            return
+        weights = self.optimizer.whole_weights(self.names)
+        if self.workers.is_main:
+            self.best.save(number, weights)
+            # Those that the last checkpoint names are needed if this process dies before the next.
+            self.best.prune(best, self._saved_best)
 
-@torch.no_grad()
-def validate(model: nn.Module, batches: Sequence[Batch]) -> tuple[float, float]:
-    """Return the negative log-likelihood per target token in nats and the next-token accuracy in [0, 1]."""
-    training = model.training
-    model.eval()
-    losses = [batch_loss(model, batch) for batch in batches]
-    model.train(training)
-    targets = sum(loss.num_targets for loss in losses)
-    return sum(loss.nll for loss in losses) / targets, sum(loss.num_correct for loss in losses) / targets
+    def _load_best(self) -> None:
+        self.workers.wait()
+        weights = dict(self.best.mean(self.progress.best))
+        self.optimizer.load_whole_state(self.names, {f"weight/{name}": weight for name, weight in weights.items()})
 
+    def _save_checkpoint(self) -> None:
+        tensors = {**self.optimizer.whole_state(self.names), _RANDOM_STATES: self.workers.random_states()}
+        self._saved_best = self.progress.best
+        if self.workers.is_main:
+            save_checkpoint(self.folder / "checkpoint", self.progress, tensors)
+            self.best.prune(self._saved_best)
 
-def _line(update: Update) -> str:
-    return json.dumps(dataclasses.asdict(update)) + "\n"
-
-
-def read_log(file: Path) -> list[Update]:
-    """Read a training log; a last line that a kill cut short is left out."""
-    updates = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
-        try:
-            updates.append(Update(**json.loads(line)))
-        except json.JSONDecodeError:
-            break
-    return updates
+    def _is_out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        if patience is None or not self.progress.best:
+            return False
+        later = [u for u in self.log if u.valid_accuracy is not None and u.update > self.progress.best_update]
+        return len(later) >= patience

@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
+from peft import PeftModel
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from sparq.data import IGNORE, Batch
+from sparq.training.linear_cross_entropy import linear_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,35 +23,40 @@ class BatchLoss:
     """
 
     objective: Float[Tensor, ""]
-    nll: float
-    num_correct: int
+    nll: Float[Tensor, ""]
+    num_correct: Int[Tensor, ""]
     num_targets: int
 
 
-def target_loss(
-    logits: Float[Tensor, "batch length pieces"], labels: Int[Tensor, "batch length"], *, smoothing: float = 0.0
-) -> BatchLoss:
-    """Compare the logits at position i with the label at i + 1, in float32, leaving out `IGNORE`.
+class LanguageModelLoss(nn.Module):
+    """A causal LM with its loss, as one module: what is trained in parallel has to be called as a whole.
 
-    The objective is (1 - smoothing) * nll + smoothing * (mean over the vocabulary of -log p), the usual label smoothing
-    (papers: 0.1 through VoxtLM's recipe).
+    Only positions that have a target reach the head (papers: label smoothing 0.1 through VoxtLM's recipe).
+
+    Args:
+        model: a causal LM whose head is linear without a bias, with or without adapters.
     """
-    expected = labels[:, 1:].flatten()
-    counts = expected != IGNORE
-    # Only rows that count are widened to float32: a long prompt costs no float32 logits.
-    chosen = logits[:, :-1].flatten(0, 1)[counts].float()
-    expected = expected[counts]
-    log_probabilities = torch.log_softmax(chosen, dim=-1)
-    nll = nn.functional.nll_loss(log_probabilities, expected, reduction="sum")
-    objective = nll
-    if smoothing:
-        objective = (1 - smoothing) * nll - smoothing * log_probabilities.mean(dim=-1).sum()
-    with torch.no_grad():
-        correct = int((chosen.argmax(dim=-1) == expected).sum())
-    return BatchLoss(objective=objective, nll=float(nll.detach()), num_correct=correct, num_targets=len(expected))
 
+    def __init__(self, model: PreTrainedModel | PeftModel) -> None:
+        super().__init__()
+        self.model = model
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        head = base.get_output_embeddings()
+        assert isinstance(head, nn.Linear), "the head is no linear layer"
+        assert head.bias is None, "the head has a bias"
 
-def batch_loss(model: nn.Module, batch: Batch, *, smoothing: float = 0.0) -> BatchLoss:
-    """Run a causal LM on a batch and compare; right padding needs no mask."""
-    logits = model(input_ids=batch.input_ids, use_cache=False).logits
-    return target_loss(logits, batch.labels, smoothing=smoothing)
+    def forward(self, batch: Batch, smoothing: float = 0.0) -> BatchLoss:
+        """Run the model on a batch and compare position i with the label at i + 1, in float32."""
+        base = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        # [batch length hidden]
+        hidden = base.get_decoder()(**batch.model_inputs(), use_cache=False).last_hidden_state
+        expected = batch.labels[:, 1:].flatten()
+        counts = expected != IGNORE
+        objective, nll, correct = linear_cross_entropy(
+            hidden[:, :-1].flatten(0, 1)[counts],
+            base.get_output_embeddings().weight,
+            expected[counts],
+            smoothing=smoothing,
+        )
+        assert int(counts.sum()) == batch.num_targets
+        return BatchLoss(objective=objective, nll=nll, num_correct=correct, num_targets=batch.num_targets)

@@ -1,12 +1,17 @@
-"""Adam on float32 master weights, whatever dtype the model computes in."""
+"""Adam on float32 master weights, whatever type the model computes in."""
 
 import math
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim.adam import adam
 
 Schedule = Literal["constant", "cosine"]
+
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def learning_rate(update: int, *, peak: float, warmup: int, total: int, schedule: Schedule) -> float:
@@ -22,19 +27,40 @@ def learning_rate(update: int, *, peak: float, warmup: int, total: int, schedule
     return peak * max(0.02, 0.5 * (1 + math.cos(math.pi * share)))
 
 
-class MasterAdam:
-    """Adam whose state and weights are float32; the model's parameters are copies in the model's dtype.
+class MasterAdam(torch.optim.Optimizer):
+    """Adam whose moments and weights are float32; parameters of another type are rounded copies of its weights.
 
     bfloat16 has 8 bits of mantissa: a step of 1e-3 of a weight's size would be rounded away. Casting once an update is
-    cheaper than casting each adapter at each call, as mixed precision by autocast does.
+    cheaper than casting each weight at each call, as mixed precision by autocast does. The moments and weights of a
+    parameter that is sharded over processes are sharded like it.
+
+    Args:
+        parameters: what is trained.
+        weight_decay: Adam's L2 term.
+        betas: Adam's decay rates.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], *, weight_decay: float, betas: tuple[float, float]) -> None:
-        self.parameters = parameters
-        self.masters = {name: nn.Parameter(p.detach().float().clone()) for name, p in parameters.items()}
-        self.adam = torch.optim.Adam(list(self.masters.values()), weight_decay=weight_decay, betas=betas, fused=True)
+    def __init__(self, parameters: Iterable[nn.Parameter], *, weight_decay: float, betas: tuple[float, float]) -> None:
+        super().__init__(list(parameters), {"lr": 0.0, "weight_decay": weight_decay, "betas": betas})
 
-    def step(self, *, rate: float, gradient_scale: float, clip_norm: float) -> float:
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained; sharding replaces the tensors that were given."""
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def master(self, parameter: nn.Parameter) -> Tensor:
+        """Return the float32 weight behind a parameter, itself if it is float32."""
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            weight = parameter.detach()
+            state["master"] = weight if weight.dtype == torch.float32 else weight.float()
+            state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(state["master"]) for _ in range(2))
+        master: Tensor = state["master"]
+        return master
+
+    @torch.no_grad()
+    def update(self, *, rate: float, gradient_scale: float, clip_norm: float) -> float:
         """Apply the accumulated gradients and clear them.
 
         Args:
@@ -45,40 +71,81 @@ class MasterAdam:
         Returns:
             The gradient's norm before clipping.
         """
-        for name, parameter in self.parameters.items():
-            gradient = parameter.grad
-            self.masters[name].grad = None if gradient is None else gradient.float().mul_(gradient_scale)
-            parameter.grad = None
-        norm = nn.utils.clip_grad_norm_(list(self.masters.values()), clip_norm)
-        for group in self.adam.param_groups:
-            group["lr"] = rate
-        self.adam.step()
+        trained = [parameter for parameter in self.parameters if parameter.grad is not None]
+        masters = [self.master(parameter) for parameter in trained]
+        gradients = [parameter.grad.float().mul_(gradient_scale) for parameter in trained if parameter.grad is not None]
+        self.zero_grad()
+        norm = nn.utils.get_total_norm(gradients)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        # As `clip_grad_norm_` does it, for tensors that are nobody's `grad`.
+        coefficient = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, coefficient)
+        options = self.param_groups[0]
+        states = [self.state[parameter] for parameter in trained]
+        adam(
+            masters,
+            gradients,
+            exp_avgs=[state["exp_avg"] for state in states],
+            exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+            max_exp_avg_sqs=[],
+            state_steps=[state["step"] for state in states],
+            fused=True,
+            amsgrad=False,
+            beta1=options["betas"][0],
+            beta2=options["betas"][1],
+            lr=rate,
+            weight_decay=options["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
         self.copy_to_model()
         return float(norm)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Round the master weights into the model."""
-        torch._foreach_copy_(list(self.parameters.values()), list(self.masters.values()))
+        rounded: list[Tensor] = [p for p in self.parameters if p.dtype != torch.float32 and self.state[p]]
+        if rounded:
+            torch._foreach_copy_(rounded, [self.state[p]["master"] for p in rounded])
 
-    def state(self) -> dict[str, Tensor]:
-        """Return every tensor that the next step depends on, by name."""
-        tensors = {f"weight/{name}": master.detach() for name, master in self.masters.items()}
-        for name, master in self.masters.items():
-            for key, value in self.adam.state.get(master, {}).items():
-                tensors[f"{key}/{name}"] = value
+    def whole_state(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return every tensor that the next step depends on, whole, given the names of the parameters.
+
+        With sharded parameters every process has to call it.
+        """
+        tensors = {}
+        for name, parameter in zip(names, self.parameters, strict=True):
+            tensors[f"weight/{name}"] = _whole(self.master(parameter))
+            tensors |= {f"{key}/{name}": _whole(self.state[parameter][key]) for key in _MOMENTS}
         return tensors
 
+    def whole_weights(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return the float32 weights, whole, likewise."""
+        return {name: _whole(self.master(p)) for name, p in zip(names, self.parameters, strict=True)}
+
     @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state` returned."""
-        for name, master in self.masters.items():
-            master.copy_(tensors[f"weight/{name}"])
-            state = {
-                key: tensors[f"{key}/{name}"].clone()
-                for key in ("step", "exp_avg", "exp_avg_sq")
-                if f"{key}/{name}" in tensors
-            }
-            if state:
-                self.adam.state[master] = state
+    def load_whole_state(self, names: Iterable[str], tensors: dict[str, Tensor]) -> None:
+        """Restore what `whole_state` returned; moments may be missing, then they stay."""
+        for name, parameter in zip(names, self.parameters, strict=True):
+            master = self.master(parameter)
+            master.copy_(_like(tensors[f"weight/{name}"], master))
+            for key in _MOMENTS:
+                if f"{key}/{name}" in tensors:
+                    own = self.state[parameter][key]
+                    own.copy_(_like(tensors[f"{key}/{name}"], own))
         self.copy_to_model()
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Refuse: an update needs a rate and the number of targets, see `update`."""
+        raise NotImplementedError("call update()")
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _like(whole: Tensor, tensor: Tensor) -> Tensor:
+    if not isinstance(tensor, DTensor):
+        return whole
+    return distribute_tensor(whole.to(tensor.device), tensor.device_mesh, tensor.placements)

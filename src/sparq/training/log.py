@@ -1,0 +1,53 @@
+"""The log of a training: one line of JSON an update."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """One line of the log: one update, its losses in nats per target token.
+
+    Attributes:
+        update: its number, from 1.
+        tokens: tokens so far.
+        seconds: time so far.
+        loss: smoothed cross-entropy.
+        nll: plain negative log-likelihood.
+        learning_rate: its rate.
+        gradient_norm: before clipping.
+        valid_nll: of the validation set, if it was validated.
+        valid_accuracy: share of validation targets that had the largest logit.
+        valid_tasks: the two for each task by itself.
+    """
+
+    update: int
+    tokens: int
+    seconds: float
+    loss: float
+    nll: float
+    learning_rate: float
+    gradient_norm: float
+    valid_nll: float | None = None
+    valid_accuracy: float | None = None
+    valid_tasks: dict[str, tuple[float, float]] | None = None
+
+    def to_line(self) -> str:
+        """Return its line."""
+        return json.dumps(dataclasses.asdict(self)) + "\n"
+
+
+def read_log(file: Path) -> list[Update]:
+    """Read a training log; a last line that a kill cut short is left out."""
+    updates = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            content = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        if content.get("valid_tasks") is not None:
+            content["valid_tasks"] = {task: tuple(pair) for task, pair in content["valid_tasks"].items()}
+        updates.append(Update(**content))
+    return updates

@@ -1,0 +1,106 @@
+"""An interrupted quantization goes on, and ends with the bits of one that was not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from model_families import tiny_model
+from sparq.errors import SparqError
+from sparq.models import convert
+from sparq.quantization import quantize
+from sparq.quantization.gptq import gptq_round
+
+W4 = {"weight_bits": 4, "activation_bits": 8}
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(3, 96, (3, 16))
+
+
+class Stop(Exception):  # noqa: N818
+    """An interruption."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, layers: int) -> list[int]:
+    """Interrupt GPTQ after so many layers; the list counts them."""
+    calls = [0]
+
+    def counted(*arguments: object, **options: object) -> Tensor:
+        if calls[0] == layers:
+            raise Stop
+        calls[0] += 1
+        return gptq_round(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sparq.quantization.compensation.gptq_round", counted)
+    return calls
+
+
+def same(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+    left, right = a.state_dict(), b.state_dict()
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+@pytest.mark.parametrize("method", ["gptq", "rotation"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "opt_350m"])
+@pytest.mark.parametrize("layers", [0, 5, 9])
+def test_it_goes_on_with_the_same_bits(
+    method: str, family: str, layers: int, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = convert(tiny_model(family), "softmax1")
+    settings = {"method": method, **W4}
+    expected = quantize(model, [ids], **settings)
+    linears = len([name for name in expected.state_dict() if name.endswith("weight_scale")])
+    with monkeypatch.context() as patch:
+        stop_after(patch, min(layers, linears - 1))
+        with pytest.raises(Stop):
+            quantize(model, [ids], resume=tmp_path / "blocks", **settings)
+    finished = len(list((tmp_path / "blocks").glob("block-*.safetensors")))
+    assert finished == min(layers, linears - 1) // (linears // 2)
+    with monkeypatch.context() as patch:
+        calls = stop_after(patch, -1)
+        assert same(quantize(model, [ids], resume=tmp_path / "blocks", **settings), expected)
+        assert calls[0] == linears - finished * linears // 2
+    with monkeypatch.context() as patch:  # a third call finds every block
+        calls = stop_after(patch, -1)
+        assert same(quantize(model, [ids], resume=tmp_path / "blocks", **settings), expected)
+        assert calls[0] == 0
+
+
+def test_blocks_of_something_else_are_refused(ids: Tensor, tmp_path: Path) -> None:
+    model, blocks = tiny_model("llama"), tmp_path / "blocks"
+    settings = {"method": "gptq", **W4, "layers": {"model.layers.1.mlp.up_proj": {"weight_bits": 3}}}
+    made = quantize(model, [ids], resume=blocks, **settings)
+    masked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    others = {
+        "scheme": (model, [ids], {**settings, "gptq_damping": 0.02}),
+        "weights": (tiny_model("llama").double(), [ids], settings),
+        "attention": (convert(tiny_model("llama"), "softmax1"), [ids], settings),
+        "calibration data": (model, [ids, masked], settings),
+    }
+    for what, (other, batches, changed) in others.items():
+        with pytest.raises(SparqError, match=f"made from another {what}: choose another folder"):
+            quantize(other, batches, resume=blocks, **changed)
+    assert same(quantize(tiny_model("llama"), [ids.clone()], resume=blocks, **settings), made)
+
+
+def test_damaged_and_foreign_folders(ids: Tensor, tmp_path: Path) -> None:
+    model, blocks = tiny_model("llama"), tmp_path / "blocks"
+    made = quantize(model, [ids], resume=blocks, method="gptq", **W4)
+    file = blocks / "block-0001.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SparqError, match=r"block-0001\.safetensors is damaged .* remove it, and the block is made"):
+        quantize(model, [ids], resume=blocks, method="gptq", **W4)
+    (tmp_path / "other").touch()
+    file.unlink()
+    assert same(quantize(model, [ids], resume=blocks, method="gptq", **W4), made)
+    assert file.read_bytes() == whole
+    with pytest.raises(SparqError, match="holds something else than an unfinished quantization"):
+        quantize(model, [ids], resume=tmp_path, method="gptq", **W4)
+    with pytest.raises(SparqError, match="w4a8-rtn does not round block by block with GPTQ: it cannot resume"):
+        quantize(model, [ids], resume=tmp_path / "new", method="rtn", **W4)
+    assert not (tmp_path / "new").exists()
