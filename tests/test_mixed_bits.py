@@ -210,7 +210,7 @@ def test_budgets_that_cannot_be_kept(ids: Tensor) -> None:
     with pytest.raises(SparqError, match="the budget is 0: it must be a share above 0"):
         quantize_within(model, None, scheme, measure, budget=0, better={"weight_bits": 3})
     learned = QuantizationScheme(method="omniquant", weight_bits=4, activation_bits=16)
-    with pytest.raises(SparqError, match="learns its changes together with its rounding"):
+    with pytest.raises(SparqError, match="trains all layers together with their rounding"):
         sensitivity(model, [ids], learned, measure)
     with pytest.raises(SparqError, match="quantizes no linear layer"):
         sensitivity(model, [ids], QuantizationScheme(method="rtn", weight_bits=16, activation_bits=16), measure)
