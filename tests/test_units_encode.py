@@ -138,7 +138,8 @@ def test_resuming_redoes_only_what_is_missing(
     whole = shards(tmp_path)
     (tmp_path / "train" / "00001.parquet").unlink()
     (tmp_path / "units.json").unlink()
-    (tmp_path / "train" / ".00002.4242.partial.parquet").write_bytes(b"half")
+    for name in ("train/.00002.4242.partial.parquet", ".units.4242.partial.json", ".kmeans.4242.partial.safetensors"):
+        (tmp_path / name).write_bytes(b"half")
     written = []
     original = encode.write_shard
     monkeypatch.setattr(encode, "write_shard", lambda path, *a: (written.append(path.name), original(path, *a)))

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import zlib
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sparq.errors import SparqError
+
+_PARTIAL = re.compile(r"\..*\.\d+\.partial(\..*)?", re.DOTALL)
 
 
 @contextlib.contextmanager
@@ -61,6 +64,25 @@ def _sync(path: Path) -> None:
     for target in targets:
         with target.open("rb") as file:
             os.fsync(file.fileno())
+
+
+def sweep(folder: Path) -> None:
+    """Clear what killed processes left of `atomic_path` in a folder and below: half-written and half-replaced files.
+
+    Only for a folder that no other process writes.
+    """
+    for root, names, files in os.walk(folder, topdown=True):
+        for name in [*names, *files]:
+            path = Path(root) / name
+            if name.startswith(".old.") and path.is_dir():
+                # `atomic_path` was cut off between its two renames: the older folder is the whole one.
+                for child in path.iterdir():
+                    if not (path.parent / child.name).exists():
+                        child.rename(path.parent / child.name)
+                remove(path)
+            elif _PARTIAL.fullmatch(name):
+                remove(path)
+        names[:] = [name for name in names if (Path(root) / name).is_dir()]
 
 
 def remove(path: Path) -> None:

@@ -4,16 +4,13 @@ import contextlib
 import datetime
 import fcntl
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sparq.errors import SparqError
-from sparq.files import read_json, remove, write_json
+from sparq.files import read_json, remove, sweep, write_json
 from sparq.recipes.stamps import Stamp, audit, describe_outputs, read_stamp, write_stamp
-
-_PARTIAL = re.compile(r"\..*\.\d+\.partial(\..*)?", re.DOTALL)
 
 
 class RunFolder:
@@ -134,25 +131,10 @@ class RunFolder:
                 ) from error
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-            self._sweep()
+            sweep(self.path)  # under the lock nobody else writes here
             yield
         finally:
             os.close(descriptor)
-
-    def _sweep(self) -> None:
-        # Under the lock nobody writes here, so every temporary path is a leftover of a killed process.
-        for folder, names, files in os.walk(self.path, topdown=True):
-            for name in [*names, *files]:
-                path = Path(folder) / name
-                if name.startswith(".old.") and path.is_dir():
-                    # `atomic_path` was cut off between its two renames: the older folder is the whole one.
-                    for child in path.iterdir():
-                        if not (path.parent / child.name).exists():
-                            child.rename(path.parent / child.name)
-                    remove(path)
-                elif _PARTIAL.fullmatch(name):
-                    remove(path)
-            names[:] = [name for name in names if (Path(folder) / name).is_dir()]
 
     def stamp_path(self, name: str) -> Path:
         """The stamp of a step: `units.json`, or `train-softmax1.json` for a step of each framework."""

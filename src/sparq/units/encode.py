@@ -11,7 +11,7 @@ from jaxtyping import Float32, UInt16
 
 from sparq.audio.manifest import Utterance
 from sparq.errors import SparqError
-from sparq.files import fingerprint, remove, write_json
+from sparq.files import fingerprint, sweep, write_json
 from sparq.progress import progress
 from sparq.units.dedup import deduplicate
 from sparq.units.features import FeatureExtractor
@@ -87,7 +87,7 @@ def encode_units(
     """Encode every split of a manifest into `folder`/SPLIT/NNNNN.parquet, then write `folder`/units.json.
 
     A shard is whole or absent. One that is there and belongs to this work is not redone, so a killed run goes
-    on where it was and ends with the same bytes.
+    on where it was and ends with the same bytes. No other process may write the folder meanwhile.
 
     Args:
         utterances: the manifest.
@@ -104,6 +104,7 @@ def encode_units(
             without a single frame.
     """
     kmeans.check_extractor(extractor)
+    sweep(folder)
     shards = plan_shards(utterances, kmeans, folder, settings)
     done = _check_existing(folder, shards)
     todo = [s for s in shards if s.path not in done]
@@ -141,12 +142,10 @@ def plan_shards(utterances: Sequence[Utterance], kmeans: KMeans, folder: Path, s
 
 
 def _check_existing(folder: Path, shards: Sequence[Shard]) -> set[Path]:
-    """Return the shards that are done; clear what killed runs left half-written; refuse foreign shards."""
+    """Return the shards that are done; refuse foreign shards."""
     planned = {s.path: s for s in shards}
     done = set()
     for split in sorted({s.split for s in shards}):
-        for partial in (folder / split).glob(".*.partial.parquet"):
-            remove(partial)
         for path in sorted((folder / split).glob("*.parquet")):
             shard = planned.get(path)
             found = read_shard_metadata(path)

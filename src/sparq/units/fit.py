@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from sparq.audio.manifest import Utterance
 from sparq.errors import SparqError
-from sparq.files import fingerprint
+from sparq.files import fingerprint, sweep
 from sparq.progress import progress
 from sparq.units.clustering import KMeansSettings, fit_kmeans
 from sparq.units.features import FeatureExtractor, describe
@@ -57,6 +57,7 @@ def fit_units(
     sample = sample_utterances(utterances, seed=settings.seed, max_frames=max_frames, frame_rate=extractor.frame_rate)
     facts = {"max_frames": max_frames, "sample": fingerprint([u.id for u in sample])}
     path = folder / "kmeans.safetensors"
+    sweep(folder)
     if path.exists():
         return _same_or_error(path, extractor, {"settings": asdict(settings), **facts})
     frames = _collect(sample, extractor, max_frames)
