@@ -122,7 +122,7 @@ def test_perplexity_is_the_mean_over_windows(
         ("--scheme w4a4-gptq --calibration TEXT --context 1", "--context is 1: it must be 2 or more"),
         ("--scheme w4a4-rtn --attention sofmax1", "unknown attention 'sofmax1': did you mean 'softmax1'?"),
         ("--scheme w4a4-rtn --skip-bad", "--skip-bad is for a recipe"),
-        ("--scheme w4a4-rtn --resume blocks", "w4a4-rtn does not round block by block with GPTQ"),
+        ("--scheme w4a4-rtn --resume blocks", "w4a4-rtn is done in seconds"),
         ("--scheme w4a4-rtn --seed -1", "argument --seed: "),
     ],
 )  # fmt: skip

@@ -11,7 +11,9 @@ from model_families import tiny_model
 from sparq.errors import SparqError
 from sparq.models import convert
 from sparq.quantization import quantize
+from sparq.quantization.distillation import _backward
 from sparq.quantization.gptq import gptq_round
+from sparq.quantization.learned import _train
 
 W4 = {"weight_bits": 4, "activation_bits": 8}
 
@@ -70,6 +72,58 @@ def test_it_goes_on_with_the_same_bits(
         assert calls[0] == 0
 
 
+@pytest.mark.parametrize("method", ["omniquant", "affinequant"])
+@pytest.mark.parametrize("activation_bits", [4, 16])
+def test_learned_blocks_are_not_trained_again(
+    method: str, activation_bits: int, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = convert(tiny_model("opt"), "softmax1")
+    settings = {"method": method, "weight_bits": 4, "activation_bits": activation_bits, "epochs": 3}
+    expected = quantize(model, [ids], **settings)
+    trained: list[int] = []
+
+    def counted(learned: object, stream: object, index: int, *rest: object) -> tuple[float, float]:
+        if index in (1, 3) and len(trained) == index:
+            trained.append(index)
+            raise Stop
+        trained.append(index)
+        return _train(learned, stream, index, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("sparq.quantization.learned._train", counted)
+    with pytest.raises(Stop):
+        quantize(model, [ids], resume=tmp_path / "blocks", **settings)
+    for _ in range(2):
+        assert same(quantize(model, [ids], resume=tmp_path / "blocks", **settings), expected)
+    assert trained == [0, 1, 1]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5])
+def test_a_training_of_scales_goes_on(steps: int, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparq.quantization.distillation._KEPT_EVERY", 2)
+    model = convert(tiny_model("llama"), "softmax1")
+    settings = {"method": "best", "weight_bits": 4, "activation_bits": 4, "epochs": 2}
+    batches = [ids, ids.flip(0), ids.flip(1)]
+    expected = quantize(model, batches, **settings)
+    made = 0
+
+    def counted(*arguments: object) -> float:
+        nonlocal made
+        if made == steps:
+            raise Stop
+        made += 1
+        return _backward(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sparq.quantization.distillation._backward", counted)
+        with pytest.raises(Stop):
+            quantize(model, batches, resume=tmp_path / "made", **settings)
+        made = -100
+        assert same(quantize(model, batches, resume=tmp_path / "made", **settings), expected)
+        assert made + 100 == 6 - steps // 2 * 2
+        made = steps  # a third call finds everything
+        assert same(quantize(model, batches, resume=tmp_path / "made", **settings), expected)
+
+
 def test_blocks_of_something_else_are_refused(ids: Tensor, tmp_path: Path) -> None:
     model, blocks = tiny_model("llama"), tmp_path / "blocks"
     settings = {"method": "gptq", **W4, "layers": {"model.layers.1.mlp.up_proj": {"weight_bits": 3}}}
@@ -93,7 +147,7 @@ def test_damaged_and_foreign_folders(ids: Tensor, tmp_path: Path) -> None:
     file = blocks / "block-0001.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SparqError, match=r"block-0001\.safetensors is damaged .* remove it, and the block is made"):
+    with pytest.raises(SparqError, match=r"block-0001\.safetensors is damaged .* remove it, and what it held"):
         quantize(model, [ids], resume=blocks, method="gptq", **W4)
     (tmp_path / "other").touch()
     file.unlink()
@@ -101,6 +155,6 @@ def test_damaged_and_foreign_folders(ids: Tensor, tmp_path: Path) -> None:
     assert file.read_bytes() == whole
     with pytest.raises(SparqError, match="holds something else than an unfinished quantization"):
         quantize(model, [ids], resume=tmp_path, method="gptq", **W4)
-    with pytest.raises(SparqError, match="w4a8-rtn does not round block by block with GPTQ: it cannot resume"):
+    with pytest.raises(SparqError, match="w4a8-rtn is done in seconds, nothing of it is kept: leave resume out"):
         quantize(model, [ids], resume=tmp_path / "new", method="rtn", **W4)
     assert not (tmp_path / "new").exists()

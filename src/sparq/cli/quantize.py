@@ -44,7 +44,7 @@ def add_quantize_options(parser: Parser) -> None:
         "--resume",
         metavar="DIR",
         type=Path,
-        help="keep blocks that GPTQ has finished there, and go on from them (default: nothing is kept)",
+        help="keep what is finished there, and go on from it (default: nothing is kept)",
     )
     parser.set_defaults(model_options=[action.dest for action in group._group_actions])
 

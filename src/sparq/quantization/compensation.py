@@ -15,7 +15,7 @@ from sparq.quantization.gptq import gptq_round
 from sparq.quantization.grid import Grid
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch
-from sparq.quantization.resume import BlockStore, Rounded
+from sparq.quantization.resume import BlockStore
 from sparq.quantization.scheme import QuantizationScheme
 
 
@@ -47,14 +47,19 @@ def round_with_compensation(
         for index, block in enumerate(decoder_blocks(model)):
             before = stream.call(index, 0)
             own = {name: scheme.for_layer(f"{blocks}.{index}.{name}") for group in groups for name in group}
-            kept = None if store is None else store.load(index, {name: each.weight_bits for name, each in own.items()})
+            kept = None if store is None else store.load(index)
             if kept is None:
-                rounded = _round_block(stream, index, groups, own)
+                _round_block(stream, index, groups, own)
                 if store is not None:
-                    store.save(index, rounded)
+                    store.save(index, {key: tensor for name in own for key, tensor in _rounding(block, name).items()})
             else:
-                for name, (grid, integers) in kept.items():
-                    block.set_submodule(name, _layer(block, name).rounded(grid, integers))
+                for name, each in own.items():
+                    grid = Grid(
+                        scale=kept[f"{name}.weight_scale"],
+                        zero_point=kept.get(f"{name}.weight_zero_point"),
+                        bits=each.weight_bits,
+                    )
+                    block.set_submodule(name, _layer(block, name).rounded(grid, kept[f"{name}.weight"]))
             loss = (stream.call(index, 0) - before).float().square().mean()
             stream.advance(index)
             bar.set_postfix(loss=f"{float(loss):.3g}")
@@ -63,19 +68,23 @@ def round_with_compensation(
 
 def _round_block(
     stream: BlockStream, index: int, groups: list[tuple[str, ...]], schemes: dict[str, QuantizationScheme]
-) -> Rounded:
-    """Round the layers of a block, in place, one group after another; return their grids and integers."""
+) -> None:
+    """Round the layers of a block, in place, one group after another."""
     block = stream.blocks[index]
-    done: dict[str, tuple[Grid, Tensor]] = {}
     for group in groups:
         layers = {name: _layer(block, name) for name in group}
         first = next(iter(layers.values()))
         hessian = _hessian(stream, index, first, f"block {index}, {group[0]}")
         for name, layer in layers.items():
             grid = schemes[name].grid(layer.weight)
-            done[name] = grid, gptq_round(layer.weight, hessian, grid, damping=schemes[name].gptq_damping)
-            block.set_submodule(name, layer.rounded(*done[name]))
-    return done
+            integers = gptq_round(layer.weight, hessian, grid, damping=schemes[name].gptq_damping)
+            block.set_submodule(name, layer.rounded(grid, integers))
+
+
+def _rounding(block: nn.Module, name: str) -> dict[str, Tensor]:
+    """Return integers, scales and zero points of a rounded layer, by the names of its tensors in the block."""
+    layer, parts = _layer(block, name), ("weight", "weight_scale", "weight_zero_point")
+    return {f"{name}.{part}": tensor for part in parts if (tensor := getattr(layer, part)) is not None}
 
 
 def _layer(block: nn.Module, name: str) -> QuantizedLinear:

@@ -28,10 +28,14 @@ from sparq.quantization.grid import Grid
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch, checked_batch
 from sparq.quantization.quantizer import split_groups
+from sparq.quantization.resume import BlockStore
 from sparq.quantization.scheme import QuantizationScheme
 
 _CHUNK = 512
 """Tokens whose logits are in memory at once."""
+
+_KEPT_EVERY = 10
+"""Steps after which the state is kept, where it is."""
 
 _WARMUP = 10
 """Steps over which the rate rises."""
@@ -78,7 +82,9 @@ def float_examples(model: PreTrainedModel, batches: Iterable[CalibrationBatch]) 
 
 
 @torch.enable_grad()
-def distill(model: PreTrainedModel, scheme: QuantizationScheme, examples: list[Example]) -> None:
+def distill(
+    model: PreTrainedModel, scheme: QuantizationScheme, examples: list[Example], store: BlockStore | None = None
+) -> None:
     """Train the weights' scales of a model's `QuantizedLinear` layers, in place.
 
     A batch is a step. The bar shows a running mean of the divergence, in nats a token.
@@ -87,6 +93,7 @@ def distill(model: PreTrainedModel, scheme: QuantizationScheme, examples: list[E
         model: the linear layers of its blocks have integer weights; nothing else is trained.
         scheme: passes over the data, the rate and the seed of the order of batches.
         examples: what `float_examples` made of the same model.
+        store: where the state of the training is kept every so many steps, and gone on from.
 
     Raises:
         SparqError: the divergence is NaN or infinite.
@@ -97,22 +104,23 @@ def distill(model: PreTrainedModel, scheme: QuantizationScheme, examples: list[E
         model.set_submodule(name, layer)
     gains = [layer.gain for layer in trained.values()]
     optimizer = torch.optim.Adam(gains, lr=scheme.scale_rate, betas=(0.9, 0.95), fused=True)
-    steps = scheme.epochs * len(examples)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
     generator = torch.Generator().manual_seed(scheme.seed)
+    order = [i for _ in range(scheme.epochs) for i in torch.randperm(len(examples), generator=generator).tolist()]
+    done = 0 if store is None else _go_on(optimizer, gains, store)
     mean = None
-    with progress(f"train {scheme.name}", total=steps, unit="step") as bar:
-        for _ in range(scheme.epochs):
-            for index in torch.randperm(len(examples), generator=generator).tolist():
-                loss = _backward(model, examples[index])
-                if not math.isfinite(loss):
-                    raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high")
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
-                mean = loss if mean is None else 0.9 * mean + 0.1 * loss
-                bar.set_postfix(divergence=f"{mean:.3g}")
-                bar.update()
+    with progress(f"train {scheme.name}", total=len(order), unit="step", initial=done) as bar:
+        for step in range(done, len(order)):
+            optimizer.param_groups[0]["lr"] = scheme.scale_rate * _rate(step, len(order))
+            loss = _backward(model, examples[order[step]])
+            if not math.isfinite(loss):
+                raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high")
+            optimizer.step()
+            optimizer.zero_grad()
+            mean = loss if mean is None else 0.9 * mean + 0.1 * loss
+            bar.set_postfix(divergence=f"{mean:.3g}")
+            bar.update()
+            if store is not None and ((step + 1) % _KEPT_EVERY == 0 or step + 1 == len(order)):
+                store.save_training(_state(optimizer, gains))
     for name, layer in trained.items():
         model.set_submodule(name, layer.finished(scheme.for_layer(name).weight_bits))
 
@@ -146,6 +154,26 @@ class _TrainedLinear(nn.Module):
         assert layer.weight_scale is not None, "integer weights have scales"
         grid = Grid(scale=layer.weight_scale * self.gain, zero_point=layer.weight_zero_point, bits=bits)
         return layer.rounded(grid, layer.weight)
+
+
+def _state(optimizer: torch.optim.Adam, gains: list[nn.Parameter]) -> dict[str, Tensor]:
+    """Return the gains and what Adam knows of them, numbered in the order of layers."""
+    state = {f"{number}.gain": gain.detach() for number, gain in enumerate(gains)}
+    for number, gain in enumerate(gains):
+        state |= {f"{number}.{name}": tensor for name, tensor in optimizer.state[gain].items()}
+    return state
+
+
+@torch.no_grad()
+def _go_on(optimizer: torch.optim.Adam, gains: list[nn.Parameter], store: BlockStore) -> int:
+    """Take over the state of an interrupted training, if there is one, and return how many steps it has made."""
+    state = store.load_training()
+    if state is None:
+        return 0
+    for number, gain in enumerate(gains):
+        gain.copy_(state[f"{number}.gain"])
+        optimizer.state[gain] = {name: state[f"{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
+    return int(state["0.step"])
 
 
 def _rate(step: int, steps: int) -> float:

@@ -45,12 +45,17 @@ class Junction:
 class Change(nn.Module):
     """The learnable A and d of one junction.
 
+    Attributes:
+        admitted: [], share of the off-diagonals that the gradual mask lets in, 0 to 1.
+
     Args:
         junction: where.
         scale: start of A's diagonal, positive.
         shift: start of d; not used where there is none.
         stability: what the gradual mask multiplies the off-diagonal elements by (AffineQuant's stability factor).
     """
+
+    admitted: Tensor
 
     def __init__(
         self, junction: Junction, scale: Float[Tensor, " width"], shift: Float[Tensor, " width"], *, stability: float
@@ -61,8 +66,7 @@ class Change(nn.Module):
         self.shift = nn.Parameter(shift.float().clone()) if junction.shifts else None
         size = junction.width // junction.heads
         self.mix = nn.Parameter(torch.zeros(junction.heads, size, size)) if junction.whole else None
-        self.admitted = 0.0
-        """Share of the off-diagonals that the gradual mask lets in, 0 to 1."""
+        self.register_buffer("admitted", torch.zeros(()))
 
     def scale(self) -> Float[Tensor, " width"]:
         """Return the diagonal of A."""

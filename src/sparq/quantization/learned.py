@@ -27,11 +27,17 @@ from sparq.quantization.block_stream import BlockStream
 from sparq.quantization.equivalence import Change, Junction
 from sparq.quantization.learned_block import LearnedBlock
 from sparq.quantization.observers import CalibrationBatch
+from sparq.quantization.resume import BlockStore
 from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
 from sparq.quantization.smoothquant import smoothing_factors
 
 
-def learn_blocks(model: PreTrainedModel, scheme: QuantizationScheme, batches: Iterable[CalibrationBatch]) -> None:
+def learn_blocks(
+    model: PreTrainedModel,
+    scheme: QuantizationScheme,
+    batches: Iterable[CalibrationBatch],
+    store: BlockStore | None = None,
+) -> None:
     """Quantize a model's blocks with learned clipping and changes, in place.
 
     A block whose loss turns NaN or infinite keeps the best state before that. The bar shows each block's loss before
@@ -41,6 +47,7 @@ def learn_blocks(model: PreTrainedModel, scheme: QuantizationScheme, batches: It
         model: a float causal LM in evaluation mode that shares no weights with one to be kept.
         scheme: bits, groups, epochs and rates.
         batches: calibration data, read once; a batch is a step.
+        store: where what finished blocks have learned is kept; those that it has are not trained again.
 
     Raises:
         SparqError: as `BlockStream`, or the block's float output is NaN or infinite.
@@ -56,10 +63,16 @@ def learn_blocks(model: PreTrainedModel, scheme: QuantizationScheme, batches: It
             if not all(target.isfinite().all() for target in targets):
                 raise SparqError(f"block {index} puts out NaN or infinity on the calibration data; check the model")
             learned = LearnedBlock(block, family, scheme, changes)
-            before, after = _train(learned, stream, index, targets, scheme)
+            kept = None if store is None else store.load(index)
+            if kept is None:
+                before, after = _train(learned, stream, index, targets, scheme)
+                bar.set_postfix(loss=f"{before:.3g} to {after:.3g}")
+                if store is not None:
+                    store.save(index, learned.state_dict())
+            else:
+                learned.load_state_dict(kept)
             learned.finish()
             stream.advance(index)
-            bar.set_postfix(loss=f"{before:.3g} to {after:.3g}")
             bar.update()
 
 
@@ -149,10 +162,9 @@ def _train(
     )
     start = least = _evaluate(learned, stream, index, targets)
     best = {name: tensor.clone() for name, tensor in learned.state_dict().items()}
-    admitted = 0.0
     for epoch in range(scheme.epochs):
         for change in learned.changes:
-            change.admitted = (epoch + 1) / scheme.epochs  # type: ignore[assignment]
+            change.admitted.fill_((epoch + 1) / scheme.epochs)  # type: ignore[operator]
         for number in range(len(targets)):
             with torch.enable_grad():
                 loss = _loss(learned, stream, index, number, targets[number])
@@ -165,11 +177,9 @@ def _train(
         if not math.isfinite(now):
             break
         if now < least:
-            least, admitted = now, (epoch + 1) / scheme.epochs
+            least = now
             best = {name: tensor.clone() for name, tensor in learned.state_dict().items()}
     learned.load_state_dict(best)
-    for change in learned.changes:
-        change.admitted = admitted  # type: ignore[assignment]
     return start, least
 
 

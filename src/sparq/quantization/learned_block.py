@@ -167,8 +167,3 @@ class LearnedBlock(nn.Module):
             self.block.set_submodule(name, layer)
         for name, tensor in other.items():
             self.block.get_parameter(name).copy_(tensor)
-
-    def restore(self) -> None:
-        """Give the block its float linear layers back."""
-        for name, linear in self._linears.items():
-            self.block.set_submodule(name, linear)

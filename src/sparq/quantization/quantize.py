@@ -59,8 +59,8 @@ def quantize(
         calibration: batches of token ids, or mappings with `input_ids` and `attention_mask` (padding is left
             out); read once, and held. A scheme that rounds to nearest without smoothing does not read it.
         scheme: what to do.
-        resume: a folder for finished blocks, of schemes that round by GPTQ: an interrupted call goes on from it, and
-            ends with the same bits on the same machine. It can be removed afterwards.
+        resume: a folder for what is finished, of schemes that round by GPTQ or train: an interrupted call goes on from
+            it, and ends with the same bits on the same machine. It can be removed afterwards.
         **settings: the fields of a `QuantizationScheme`, instead of `scheme`.
 
     Raises:
@@ -80,8 +80,8 @@ def quantize(
 
     store = None
     if resume is not None:
-        if not scheme.compensates:
-            raise SparqError(f"{scheme.name} does not round block by block with GPTQ: it cannot resume")
+        if not (scheme.compensates or scheme.learns):
+            raise SparqError(f"{scheme.name} is done in seconds, nothing of it is kept: leave resume out")
         store = BlockStore(resume, model, scheme, batches)
     factors: dict[str, Tensor] = {}
     if scheme.method == "smoothquant":
@@ -168,7 +168,7 @@ def _quantized_copy(
     if scheme.rotates:
         rotate(result, scheme.seed)
     if scheme.learns:
-        learn_blocks(result, scheme, batches)
+        learn_blocks(result, scheme, batches, store)
     examples = float_examples(result, batches) if scheme.distills else []
     if not scheme.distills:
         quantize_attention(result, scheme)
@@ -189,7 +189,7 @@ def _quantized_copy(
     if scheme.compensates:
         round_with_compensation(result, scheme, _start(batches) if scheme.distills else batches, store)
     if scheme.distills:
-        distill(result, scheme, examples)
+        distill(result, scheme, examples, store)
         # Its rounding has no gradient, so the scales are trained without it.
         quantize_attention(result, scheme)
     if scheme.embedding_bits != FLOAT_BITS:

@@ -1,7 +1,8 @@
-"""Finished blocks of an unfinished quantization, in a folder, so that an interrupted one goes on.
+"""The finished parts of an unfinished quantization, in a folder, so that an interrupted one goes on.
 
-A block is a file, `block-0007.safetensors`, with the integers, scales and zero points of its linear layers.
-`resume.json` has fingerprints of what they were made from. Files are whole or absent.
+A block is a file, `block-0007.safetensors`: the integers, scales and zero points of its linear layers, or what it has
+learned. `training.safetensors` is the state of a training of the whole model. `resume.json` has fingerprints of what
+they were made from. Files are whole or absent.
 """
 
 import hashlib
@@ -17,14 +18,10 @@ from transformers import PreTrainedModel
 from sparq.errors import SparqError
 from sparq.files import atomic_path, fingerprint, read_json, write_json
 from sparq.models.conversion import saved_attention
-from sparq.quantization.grid import Grid
 from sparq.quantization.observers import CalibrationBatch
 from sparq.quantization.scheme import QuantizationScheme
 
 _KEY = "resume.json"
-
-Rounded = Mapping[str, tuple[Grid, Tensor]]
-"""Grid and integers of each linear layer of a block, by its name from the block."""
 
 
 class BlockStore:
@@ -66,47 +63,43 @@ class BlockStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / _KEY, key)
 
-    def save(self, index: int, block: Rounded) -> None:
-        """Keep a finished block."""
-        tensors: dict[str, Tensor] = {}
-        for name, (grid, integers) in block.items():
-            tensors |= {f"{name}.weight": integers.contiguous(), f"{name}.weight_scale": grid.scale.contiguous()}
-            if grid.zero_point is not None:
-                tensors[f"{name}.weight_zero_point"] = grid.zero_point.contiguous()
-        with atomic_path(self._path(index)) as temporary:
-            save_file(tensors, temporary)
+    def save(self, index: int, block: Mapping[str, Tensor]) -> None:
+        """Keep what a finished block is made from."""
+        self._write(f"block-{index:04}", block)
 
-    def load(self, index: int, bits: Mapping[str, int]) -> Rounded | None:
-        """Return a block if it is finished.
-
-        Args:
-            index: its number.
-            bits: of the weights of each of its linear layers.
+    def load(self, index: int) -> dict[str, Tensor] | None:
+        """Return what was kept of a block, or None if it is not finished.
 
         Raises:
             SparqError: its file is damaged.
         """
-        path = self._path(index)
+        return self._read(f"block-{index:04}")
+
+    def save_training(self, state: Mapping[str, Tensor]) -> None:
+        """Keep the state of a training of the whole model, in place of an earlier one."""
+        self._write("training", state)
+
+    def load_training(self) -> dict[str, Tensor] | None:
+        """Return the state of the training of the whole model, or None if there is none yet.
+
+        Raises:
+            SparqError: its file is damaged.
+        """
+        return self._read("training")
+
+    def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        with atomic_path(self.folder / f"{name}.safetensors") as temporary:
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+
+    def _read(self, name: str) -> dict[str, Tensor] | None:
+        path = self.folder / f"{name}.safetensors"
         if not path.exists():
             return None
         try:
-            tensors = load_file(path)
-            return {
-                name: (
-                    Grid(
-                        scale=tensors[f"{name}.weight_scale"],
-                        zero_point=tensors.get(f"{name}.weight_zero_point"),
-                        bits=width,
-                    ),
-                    tensors[f"{name}.weight"],
-                )
-                for name, width in bits.items()
-            }
-        except (OSError, SafetensorError, KeyError) as error:
-            raise SparqError(f"{path} is damaged ({error}): remove it, and the block is made again") from error
-
-    def _path(self, index: int) -> Path:
-        return self.folder / f"block-{index:04}.safetensors"
+            tensors: dict[str, Tensor] = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise SparqError(f"{path} is damaged ({error}): remove it, and what it held is made again") from error
+        return tensors
 
 
 def _parts(batch: CalibrationBatch) -> Mapping[str, Tensor]:
