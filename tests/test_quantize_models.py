@@ -20,6 +20,7 @@ from transformers import (
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from model_families import tiny_model
 from sparq.errors import SparqError
 from sparq.models import convert
 from sparq.models.families import named_linears
@@ -335,3 +336,15 @@ def test_damaged_or_foreign_folders_are_one_line(tiny_opt: OPTForCausalLM, tmp_p
     with pytest.raises(SparqError, match="holds something else than a quantized model"):
         save_quantized(quantize(tiny_opt, **W8A8), other)
     assert (other / "precious.txt").read_text() == "kept"
+
+
+@pytest.mark.parametrize("attention", ["vanilla", "softmax1", "learned_sink"])
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt_neox"])
+def test_a_quantized_model_can_be_converted(family: str, attention: str) -> None:
+    model = tiny_model(family)
+    ids = torch.randint(3, 96, (2, 9), generator=torch.Generator().manual_seed(0))
+    settings = {"method": "rtn", "weight_bits": 4, "activation_bits": 8}
+    after = convert(quantize(model, **settings), attention)
+    before = quantize(convert(model, attention), **settings)
+    with torch.no_grad():
+        assert torch.equal(after(ids).logits, before(ids).logits)

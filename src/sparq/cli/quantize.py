@@ -64,6 +64,12 @@ def _add_scheme(group: Any) -> None:
         "--group-size", metavar="N", type=positive, help="input features that share a weight scale (default: all)"
     )
     group.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="settings of the papers, of the original code, or for a short time: paper, anchor "
+        "or fast (default: those of the method)",
+    )
+    group.add_argument(
         "--seed", metavar="N", type=_whole, help="of random rotations and of a SpeechLM's sequences (default: 0)"
     )
     group.add_argument(
@@ -182,7 +188,7 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
     given = {
         name: getattr(arguments, name)
-        for name in ("method", "weight_bits", "activation_bits", "group_size", "seed")
+        for name in ("method", "weight_bits", "activation_bits", "group_size", "preset", "seed")
         if getattr(arguments, name) is not None
     }
     settings: dict[str, Any] = {}

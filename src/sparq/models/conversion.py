@@ -1,6 +1,7 @@
 """Conversion of a causal LM to another attention, in place."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -112,7 +113,8 @@ def _attach(model: PreTrainedModel, layer: torch.nn.Module, spec: AttentionSpec)
         hidden=model.config.hidden_size,
         heads=heads,
         head_dim=getattr(model.config, "head_dim", None) or model.config.hidden_size // heads,
-        like=next(p for p in layer.parameters() if p.is_floating_point()),
+        # A quantized layer has no parameters left.
+        like=next(p for p in itertools.chain(layer.parameters(), model.parameters()) if p.is_floating_point()),
     )
     attention.attach(layer)
     return attention

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparq.errors import SparqError, unknown
 from sparq.quantization.grid import WEIGHT_RANGES, Grid, WeightRange, weight_grid
+from sparq.quantization.presets import defaults
 
 Method = Literal["rtn", "smoothquant", "omniquant", "affinequant", "gptq", "rotation", "best"]
 Granularity = Literal["token", "tensor", "group", "channel"]
@@ -24,19 +25,6 @@ FLOAT_BITS = 16
 
 EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 8: None}
 """The bits that embedding and head may have, and how many channels then share a scale; None is a whole row."""
-
-_ASYMMETRIC = {"weight_symmetric": False, "activation_symmetric": False}
-_OWN_DEFAULTS: dict[str, dict[str, Any]] = {
-    "omniquant": _ASYMMETRIC,
-    "affinequant": _ASYMMETRIC,
-    "gptq": {**_ASYMMETRIC, "weight_range": "mse"},
-    "rotation": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
-    "best": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
-}
-"""What `from_dict` takes for settings that are not given, where it is not the default of all methods."""
-
-_CLIPPED_BITS, _CLIP = 4, 0.9
-"""Rotated inputs of so few bits at most are clipped so by default: see docs/quantization.md."""
 
 _REALS = (
     ("smoothing_alpha", 0.0, 1.0),
@@ -285,24 +273,22 @@ class QuantizationScheme:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "QuantizationScheme":
-        """Return the scheme with the given settings, the others as the method is known for.
+        """Return the scheme with the given settings, the others as the method is known for: see `presets.defaults`.
 
-        All but `rtn` and `smoothquant` have zero points for weights and activations; `gptq`, `rotation` and `best`
-        search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range.
+        The key `preset` stands for the settings of a preset; what is given besides comes before it.
 
         Raises:
             SparqError: a key is unknown, a required one is missing, or a value is out of its range.
         """
+        preset = values.get("preset")
+        given = {key: value for key, value in values.items() if key != "preset"}
         fields = dataclasses.fields(cls)
-        for key in values:
+        for key in given:
             if key not in {field.name for field in fields}:
                 raise unknown("quantization setting", str(key), [field.name for field in fields])
         for field in fields:
             required = field.default is field.default_factory is dataclasses.MISSING
-            if required and field.name not in values:
+            if required and field.name not in given:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
-        own = dict(_OWN_DEFAULTS.get(str(values["method"]), {}))
-        bits = values["activation_bits"]
-        if values["method"] in ("rotation", "best") and isinstance(bits, int) and bits <= _CLIPPED_BITS:
-            own["activation_clip"] = _CLIP
-        return cls(**{**own, **values})
+        own = defaults(str(given["method"]), given["weight_bits"], given["activation_bits"], preset)
+        return cls(**{**own, **given})
