@@ -73,7 +73,11 @@ class Change(nn.Module):
         return self.log_scale.exp()
 
     def matrix(self) -> Float[Tensor, "heads size size"]:
-        """Return A: diagonal plus, within the band that is let in, `stability` times the learned mix, row by row."""
+        """Return A = (I + stability M) diag(scale), where M is the learned mix within the band that is let in.
+
+        AffineQuant's code has stability M + diag(scale). Here M mixes channels that the scale has balanced, so that one
+        learning rate suits large and small channels.
+        """
         heads, size = self.junction.heads, self.junction.width // self.junction.heads
         scale = self.scale().view(heads, size)
         if self.mix is None:
