@@ -6,6 +6,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+Inputs = tuple[
+    Float[Tensor, "batch heads queries head_dim"],
+    Float[Tensor, "batch kv_heads keys head_dim"],
+    Float[Tensor, "batch kv_heads keys head_dim"],
+]
+"""Queries, keys and values."""
+
+
 class InnerQuantizer(Protocol):
     """Rounds what goes into the two products of an attention; what rounds, and how, `sparq.quantization` says."""
 
@@ -18,11 +26,7 @@ class InnerQuantizer(Protocol):
         query: Float[Tensor, "batch heads queries head_dim"],
         key: Float[Tensor, "batch kv_heads keys head_dim"],
         value: Float[Tensor, "batch kv_heads keys head_dim"],
-    ) -> tuple[
-        Float[Tensor, "batch heads queries head_dim"],
-        Float[Tensor, "batch kv_heads keys head_dim"],
-        Float[Tensor, "batch kv_heads keys head_dim"],
-    ]:
+    ) -> Inputs:
         """Return queries, keys and values as the products see them, in their types."""
 
     def probabilities(

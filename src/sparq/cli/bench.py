@@ -1,16 +1,18 @@
 """`sparq bench`: speed, as ratios measured in turn in one process."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sparq.cli.arguments import positive
 from sparq.errors import SparqError, unknown
 
 if TYPE_CHECKING:
-    from sparq.bench import Measured
+    from sparq.bench import Ratio
 
 _DTYPES = ("float32", "bfloat16", "float16")
 _PASSES = ("forward", "forward+backward", "decode")
+_WORK = ("decode", "prefill")
 _CASES = ("lora", "full")
 _LENGTHS = (512, 1024, 2048, 4096, 8192)
 
@@ -62,7 +64,7 @@ def _add_quantization(kinds: Any) -> None:
         "bits of embedding and head (default: those of docs/benchmarks.md)",
     )
     parser.add_argument("--length", metavar="N", type=positive, default=256, help="tokens of the prompt and the cache")
-    parser.add_argument("--work", metavar="NAME", nargs="+", default=["decode", "prefill"], help="decode, prefill")
+    parser.add_argument("--work", metavar="NAME", nargs="+", default=list(_WORK), help="decode, prefill")
     parser.add_argument("--compile", action="store_true", help="run the models by torch.compile (needs a C++ compiler)")
     parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="how often each runs, 3 or more")
     parser.set_defaults(handler=bench_precisions, parser=parser)
@@ -89,9 +91,7 @@ def _add_training(kinds: Any) -> None:
 def bench_trainings(arguments: argparse.Namespace) -> None:
     """Print a table of updates."""
     _check_rounds(arguments.rounds)
-    for name in arguments.cases:
-        if name not in _CASES:
-            raise unknown("case", name, _CASES)
+    _check_names("case", arguments.cases, _CASES)
     if arguments.sequences % 8:
         raise SparqError(f"--sequences is {arguments.sequences}: the Trainer's batches have 8, so take a multiple of 8")
     import torch
@@ -102,8 +102,7 @@ def bench_trainings(arguments: argparse.Namespace) -> None:
     for name in arguments.attentions:
         AttentionSpec.parse(name)
     print(_machine(torch.device("cpu")))
-    print("\n| case | contender | speed | time | quartiles | s an update | tokens/s | memory, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    _print_header("case", "contender", "speed", "time", "quartiles", "s an update", "tokens/s", "memory, MB")
     rows = bench_training(
         arguments.cases,
         attentions=arguments.attentions,
@@ -113,29 +112,23 @@ def bench_trainings(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
     )
     for row in rows:
-        memory = "" if row.memory is None else f"{row.memory / 1e6:.0f}"
-        time = row.time
-        print(
-            f"| {row.case} | {row.contender} | {1 / time.median:.2f} | {time.median:.3f} | "
-            f"{time.low:.3f} to {time.high:.3f} | {time.seconds:.2f} | {row.tokens_per_second:.0f} | {memory} |",
-            flush=True,
-        )
+        _print_row(
+            row.case, row.contender, f"{1 / row.time.median:.2f}", *_ratio(row.time), f"{row.time.seconds:.2f}",
+            f"{row.tokens_per_second:.0f}", _megabytes(row.memory),
+        )  # fmt: skip
 
 
 def bench_precisions(arguments: argparse.Namespace) -> None:
     """Print a table of precisions."""
     _check_rounds(arguments.rounds)
-    for name in arguments.work:
-        if name not in ("decode", "prefill"):
-            raise unknown("work", name, ("decode", "prefill"))
+    _check_names("work", arguments.work, _WORK)
     import torch
 
     from sparq.bench import bench_quantization
     from sparq.bench.quantization import DEFAULT_PRECISIONS
 
     print(_machine(torch.device("cpu")) + (", compiled" if arguments.compile else ", not compiled"))
-    print("\n| work | precision | speed | time | quartiles | ms | weights, MB | peak of a call, MB |")
-    print("|---|---|---|---|---|---|---|---|")
+    _print_header("work", "precision", "speed", "time", "quartiles", "ms", "weights, MB", "peak of a call, MB")
     rows = bench_quantization(
         arguments.model,
         arguments.precisions or DEFAULT_PRECISIONS,
@@ -145,29 +138,17 @@ def bench_precisions(arguments: argparse.Namespace) -> None:
         work=arguments.work,
     )
     for row in rows:
-        peak = "" if row.peak is None else f"{row.peak / 1e6:.0f}"
-        time = row.time
-        print(
-            f"| {row.work} {arguments.length} | {row.precision} | {1 / time.median:.2f} | {time.median:.3f} | "
-            f"{time.low:.3f} to {time.high:.3f} | {1000 * time.seconds:.1f} | {row.weights / 1e6:.0f} | {peak} |",
-            flush=True,
-        )
-
-
-def _check_rounds(rounds: int) -> None:
-    if rounds < 3:
-        raise SparqError(f"--rounds is {rounds}: quartiles need at least 3")
+        _print_row(
+            f"{row.work} {arguments.length}", row.precision, f"{1 / row.time.median:.2f}", *_ratio(row.time),
+            f"{1000 * row.time.seconds:.1f}", _megabytes(row.weights), _megabytes(row.peak),
+        )  # fmt: skip
 
 
 def bench_attentions(arguments: argparse.Namespace) -> None:
     """Print a table of attentions."""
     _check_rounds(arguments.rounds)
-    for name in arguments.dtypes:
-        if name not in _DTYPES:
-            raise unknown("dtype", name, _DTYPES)
-    for name in arguments.passes:
-        if name not in _PASSES:
-            raise unknown("pass", name, _PASSES)
+    _check_names("dtype", arguments.dtypes, _DTYPES)
+    _check_names("pass", arguments.passes, _PASSES)
     import torch
 
     from sparq.attention import AttentionSpec
@@ -175,27 +156,50 @@ def bench_attentions(arguments: argparse.Namespace) -> None:
 
     for name in arguments.variants:
         AttentionSpec.parse(name)
-    if arguments.device not in ("cpu", "cuda"):
-        raise unknown("device", arguments.device, ("cpu", "cuda"))
+    _check_names("device", [arguments.device], ("cpu", "cuda"))
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise SparqError("--device is cuda, but PyTorch sees no CUDA device here: use cpu")
     device = torch.device(arguments.device)
     print(_machine(device))
-    print("\n| dtype | pass | length | attention | time | quartiles | ms | peak memory |")
-    print("|---|---|---|---|---|---|---|---|")
+    _print_header("dtype", "pass", "length", "attention", "time", "quartiles", "ms", "peak memory")
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     cases = default_cases(dtypes, arguments.lengths, arguments.passes)
     for row in bench_attention(cases, rounds=arguments.rounds, device=device, variants=arguments.variants):
-        print(_row(row), flush=True)
+        _print_row(
+            str(row.case.dtype).removeprefix("torch."), row.case.kind, row.case.length, f"`{row.variant}`",
+            *_ratio(row.time), f"{1000 * row.time.seconds:.2f}", "" if row.memory is None else f"{row.memory:.2f}",
+        )  # fmt: skip
 
 
-def _row(row: "Measured") -> str:
-    memory = "" if row.memory is None else f"{row.memory:.2f}"
-    name = str(row.case.dtype).removeprefix("torch.")
-    return (
-        f"| {name} | {row.case.kind} | {row.case.length} | `{row.variant}` | {row.time.median:.3f} | "
-        f"{row.time.low:.3f} to {row.time.high:.3f} | {1000 * row.time.seconds:.2f} | {memory} |"
-    )
+def _check_rounds(rounds: int) -> None:
+    if rounds < 3:
+        raise SparqError(f"--rounds is {rounds}: quartiles need at least 3")
+
+
+def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise unknown(kind, name, known)
+
+
+def _print_header(*names: str) -> None:
+    print()
+    _print_row(*names)
+    print(f"|{'---|' * len(names)}")
+
+
+def _print_row(*cells: object) -> None:
+    """Print cells of Markdown at once: a row may take minutes."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def _ratio(time: "Ratio") -> tuple[str, str]:
+    """Return the cells of a ratio of times: the median, and the quartiles."""
+    return f"{time.median:.3f}", f"{time.low:.3f} to {time.high:.3f}"
+
+
+def _megabytes(size: float | None) -> str:
+    return "" if size is None else f"{size / 1e6:.0f}"
 
 
 def _machine(device: Any) -> str:

@@ -53,11 +53,7 @@ class AttentionQuantizer:
         query: Float[Tensor, "batch heads queries head_dim"],
         key: Float[Tensor, "batch kv_heads keys head_dim"],
         value: Float[Tensor, "batch kv_heads keys head_dim"],
-    ) -> tuple[
-        Float[Tensor, "batch heads queries head_dim"],
-        Float[Tensor, "batch kv_heads keys head_dim"],
-        Float[Tensor, "batch kv_heads keys head_dim"],
-    ]:
+    ) -> Inputs:
         """Return queries, keys and values, rotated and rounded, in their types."""
         if self.rotates:
             query, key = apply_hadamard(query), apply_hadamard(key)
