@@ -97,11 +97,14 @@ def test_learned_blocks_are_not_trained_again(
     assert trained == [0, 1, 1]
 
 
+@pytest.mark.parametrize("low_rank", [None, 3])
 @pytest.mark.parametrize("steps", [1, 4, 5])
-def test_a_training_of_scales_goes_on(steps: int, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_of_the_whole_model_goes_on(
+    steps: int, low_rank: int | None, ids: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sparq.quantization.distillation._KEPT_EVERY", 2)
     model = convert(tiny_model("llama"), "softmax1")
-    settings = {"method": "best", "weight_bits": 4, "activation_bits": 4, "epochs": 2}
+    settings = {"method": "best", "weight_bits": 4, "activation_bits": 4, "epochs": 2, "low_rank": low_rank}
     batches = [ids, ids.flip(0), ids.flip(1)]
     expected = quantize(model, batches, **settings)
     made = 0

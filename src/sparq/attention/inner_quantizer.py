@@ -5,7 +5,6 @@ from typing import Protocol
 from jaxtyping import Float
 from torch import Tensor
 
-
 Inputs = tuple[
     Float[Tensor, "batch heads queries head_dim"],
     Float[Tensor, "batch kv_heads keys head_dim"],

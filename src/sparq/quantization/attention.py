@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparq.attention import IMPLEMENTATION
+from sparq.attention.inner_quantizer import Inputs
 from sparq.errors import SparqError
 from sparq.models.conversion import convert, converted_layers
 from sparq.quantization.hadamard import apply_hadamard

@@ -1,4 +1,4 @@
-"""Scales trained until the quantized model predicts what the float model did.
+"""Scales, and matrices of low rank, trained until the quantized model predicts what the float model did.
 
 All blocks together, Adam minimizes over the calibration tokens the mean of
 
@@ -7,12 +7,14 @@ All blocks together, Adam minimizes over the calibration tokens the mean of
 where p are the float model's probabilities of the next token and p_q those of the quantized model. Labels are not used:
 the target is the float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). What is trained are the
 scales of the weights' rows or groups, each by a factor that starts at 1; the integers stay (EfficientQAT: Chen et al.
-2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). The rounding of the layers' inputs has the
-gradient of the identity (Bengio et al. 2013, arXiv 1308.3432).
+2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). With `low_rank` every layer gets B A x
+beside its integers, as LoRA has it (Hu et al. 2021, arXiv 2106.09685), in floating point and trained against the
+quantized layers; B starts at 0. The rounding of the layers' inputs has the gradient of the identity (Bengio et al.
+2013, arXiv 1308.3432).
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,13 +87,13 @@ def float_examples(model: PreTrainedModel, batches: Iterable[CalibrationBatch]) 
 def distill(
     model: PreTrainedModel, scheme: QuantizationScheme, examples: list[Example], store: BlockStore | None = None
 ) -> None:
-    """Train the weights' scales of a model's `QuantizedLinear` layers, in place.
+    """Train the weights' scales of a model's `QuantizedLinear` layers, and what is beside them, in place.
 
     A batch is a step. The bar shows a running mean of the divergence, in nats a token.
 
     Args:
         model: the linear layers of its blocks have integer weights; nothing else is trained.
-        scheme: passes over the data, the rate and the seed of the order of batches.
+        scheme: passes over the data, rates, rank, and the seed of the order of batches and of A.
         examples: what `float_examples` made of the same model.
         store: where the state of the training is kept every so many steps, and gone on from.
 
@@ -99,41 +101,64 @@ def distill(
         SparqError: the divergence is NaN or infinite.
     """
     model.requires_grad_(False)
-    trained = {name: _TrainedLinear(layer) for name, layer in list(named_linears(model))}
+    generator = torch.Generator().manual_seed(scheme.seed)
+    trained = {name: _TrainedLinear(layer, scheme.low_rank, generator) for name, layer in list(named_linears(model))}
     for name, layer in trained.items():
         model.set_submodule(name, layer)
-    gains = [layer.gain for layer in trained.values()]
-    optimizer = torch.optim.Adam(gains, lr=scheme.scale_rate, betas=(0.9, 0.95), fused=True)
-    generator = torch.Generator().manual_seed(scheme.seed)
+    parts = {
+        "gain": [layer.gain for layer in trained.values()],
+        "a": [layer.a for layer in trained.values() if layer.a is not None],
+        "b": [layer.b for layer in trained.values() if layer.b is not None],
+    }
+    rates = {"gain": scheme.scale_rate, "a": scheme.low_rank_rate, "b": scheme.low_rank_rate}
+    groups = [{"params": parameters, "peak": rates[part]} for part, parameters in parts.items() if parameters]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.95), fused=True)
     order = [i for _ in range(scheme.epochs) for i in torch.randperm(len(examples), generator=generator).tolist()]
-    done = 0 if store is None else _go_on(optimizer, gains, store)
+    done = 0 if store is None else _go_on(optimizer, parts, store)
+    rank = "" if scheme.low_rank is None else f", or low_rank_rate {scheme.low_rank_rate:g}"
     mean = None
     with progress(f"train {scheme.name}", total=len(order), unit="step", initial=done) as bar:
         for step in range(done, len(order)):
-            optimizer.param_groups[0]["lr"] = scheme.scale_rate * _rate(step, len(order))
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _rate(step, len(order))
             loss = _backward(model, examples[order[step]])
             if not math.isfinite(loss):
-                raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high")
+                raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high{rank}")
             optimizer.step()
             optimizer.zero_grad()
             mean = loss if mean is None else 0.9 * mean + 0.1 * loss
             bar.set_postfix(divergence=f"{mean:.3g}")
             bar.update()
             if store is not None and ((step + 1) % _KEPT_EVERY == 0 or step + 1 == len(order)):
-                store.save_training(_state(optimizer, gains))
+                store.save_training(_state(optimizer, parts))
     for name, layer in trained.items():
         model.set_submodule(name, layer.finished(scheme.for_layer(name).weight_bits))
 
 
 class _TrainedLinear(nn.Module):
-    """A `QuantizedLinear` whose weights' scales are multiplied by a trained gain [outputs, groups]."""
+    """A `QuantizedLinear` with trained parts.
 
-    def __init__(self, layer: nn.Module) -> None:
+    Attributes:
+        gain: [outputs, groups], multiplies the weights' scales; from 1.
+        a: [rank, inputs], or None without a rank; random.
+        b: [outputs, rank]; from 0.
+    """
+
+    a: nn.Parameter | None
+    b: nn.Parameter | None
+
+    def __init__(self, layer: nn.Module, rank: int | None, generator: torch.Generator) -> None:
         super().__init__()
         assert isinstance(layer, QuantizedLinear)
         assert layer.weight_scale is not None, "integer weights have scales"
         self._layer = (layer,)  # not a submodule: its tensors are not trained
         self.gain = nn.Parameter(torch.ones_like(layer.weight_scale))
+        self.a = self.b = None
+        if rank is not None:
+            # PEFT's start: uniform, of variance 1 / (3 inputs).
+            start = torch.rand(rank, layer.in_features, generator=generator) * 2 - 1
+            self.a = nn.Parameter(start.to(layer.weight_scale.device) / math.sqrt(layer.in_features))
+            self.b = nn.Parameter(self.a.new_zeros(layer.out_features, rank))
 
     def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         """Return the layer's output in the type of `x`."""
@@ -142,38 +167,50 @@ class _TrainedLinear(nn.Module):
         groups = self.gain.shape[1]
         if groups > 1:
             grouped = split_groups(weight, groups) * self.gain[..., None]
-            return functional.linear(seen, grouped.view(weight.shape), layer.bias).to(x.dtype)
-        # With one scale a row the gain is one of the output, and no gradient of a whole weight matrix is needed.
-        output = functional.linear(seen, weight) * self.gain[:, 0]
+            output = functional.linear(seen, grouped.view(weight.shape))
+        else:
+            # With one scale a row the gain is one of the output, and no gradient of a whole weight matrix is needed.
+            output = functional.linear(seen, weight) * self.gain[:, 0]
+        if self.a is not None and self.b is not None:
+            output = output + functional.linear(functional.linear(x.float(), self.a), self.b)
         return (output if layer.bias is None else output + layer.bias).to(x.dtype)
 
     @torch.no_grad()
     def finished(self, bits: int) -> QuantizedLinear:
-        """Return the layer with the trained scales."""
+        """Return the layer with what was trained."""
         layer = self._layer[0]
         assert layer.weight_scale is not None, "integer weights have scales"
         grid = Grid(scale=layer.weight_scale * self.gain, zero_point=layer.weight_zero_point, bits=bits)
-        return layer.rounded(grid, layer.weight)
+        low_rank = None if self.a is None or self.b is None else (self.a.detach(), self.b.detach())
+        return layer.rounded(grid, layer.weight, low_rank)
 
 
-def _state(optimizer: torch.optim.Adam, gains: list[nn.Parameter]) -> dict[str, Tensor]:
-    """Return the gains and what Adam knows of them, numbered in the order of layers."""
-    state = {f"{number}.gain": gain.detach() for number, gain in enumerate(gains)}
-    for number, gain in enumerate(gains):
-        state |= {f"{number}.{name}": tensor for name, tensor in optimizer.state[gain].items()}
+_Parts = Mapping[str, list[nn.Parameter]]
+"""What is trained, by its name in a layer, in the order of layers."""
+
+
+def _state(optimizer: torch.optim.Adam, parts: _Parts) -> dict[str, Tensor]:
+    """Return what is trained and what Adam knows of it, numbered in the order of layers."""
+    state: dict[str, Tensor] = {}
+    for part, parameters in parts.items():
+        for number, parameter in enumerate(parameters):
+            known = {"value": parameter.detach(), **optimizer.state[parameter]}
+            state |= {f"{number}.{part}.{name}": tensor for name, tensor in known.items()}
     return state
 
 
 @torch.no_grad()
-def _go_on(optimizer: torch.optim.Adam, gains: list[nn.Parameter], store: BlockStore) -> int:
+def _go_on(optimizer: torch.optim.Adam, parts: _Parts, store: BlockStore) -> int:
     """Take over the state of an interrupted training, if there is one, and return how many steps it has made."""
     state = store.load_training()
     if state is None:
         return 0
-    for number, gain in enumerate(gains):
-        gain.copy_(state[f"{number}.gain"])
-        optimizer.state[gain] = {name: state[f"{number}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq")}
-    return int(state["0.step"])
+    for part, parameters in parts.items():
+        for number, parameter in enumerate(parameters):
+            known = {name: state[f"{number}.{part}.{name}"] for name in ("step", "exp_avg", "exp_avg_sq", "value")}
+            parameter.copy_(known.pop("value"))
+            optimizer.state[parameter] = known
+    return int(state["0.gain.step"])
 
 
 def _rate(step: int, steps: int) -> float:

@@ -116,6 +116,8 @@ def _check_layer(name: str, layer: QuantizedLinear) -> None:
         "a Hadamard transform": layer.hadamard,
         "clipping": layer.activation_clip != 1 and layer.activation_bits != FLOAT_BITS,
     }
+    if layer.low_rank_a is not None:
+        raise SparqError(f"{name} has a low_rank part, which compressed-tensors does not represent")
     for transform, present in transforms.items():
         if present:
             raise SparqError(f"the input of {name} has {transform}, which compressed-tensors does not represent")

@@ -90,6 +90,8 @@ def runs_on_integers(model: nn.Module) -> bool:
 
 def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> None:
     assert layer.weight_scale is not None
+    if layer.low_rank_a is not None:
+        raise SparqError(f"{name} has a low_rank part, which has no integers: quantize with low_rank null")
     inputs, outputs, groups = layer.in_features, layer.out_features, layer.weight_scale.shape[1]
     halves = bits <= HALF_BYTE_BITS
     if layer.activation_bits != FLOAT_BITS:

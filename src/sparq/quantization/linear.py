@@ -31,7 +31,7 @@ _SETTINGS = (
 
 @final
 class QuantizedLinear(KeepsScales):
-    """y = D_x(Q_x((x / input_scale) M H)) D_w(W)^T + bias, with Q to integers and D back from them.
+    """y = D_x(Q_x((x / input_scale) M H)) D_w(W)^T + x A^T B^T + bias, with Q to integers and D back from them.
 
     The weights are held as integers. The input is quantized at run time, with one scale a token, a group of its
     channels or a tensor, or with the fixed one of `activation_scale`.
@@ -51,6 +51,8 @@ class QuantizedLinear(KeepsScales):
         input_matrix: float32 [in_features, in_features], M, multiplies the input at run time; None is the identity.
         activation_scale: float32 [1], the fixed scale of quantized inputs; None for scales at run time.
         activation_zero_point: int8 [1], its zero point; None where inputs are symmetric.
+        low_rank_a: [rank, in_features], A; None where nothing of low rank is added.
+        low_rank_b: [out_features, rank], B.
         hadamard: whether the input is multiplied by a Hadamard matrix H at run time, else H is the identity.
     """
 
@@ -64,6 +66,8 @@ class QuantizedLinear(KeepsScales):
     input_matrix: Tensor | None
     activation_scale: Tensor | None
     activation_zero_point: Tensor | None
+    low_rank_a: Tensor | None
+    low_rank_b: Tensor | None
 
     def __init__(
         self,
@@ -76,6 +80,8 @@ class QuantizedLinear(KeepsScales):
         input_matrix: Float[Tensor, "inputs inputs"] | None = None,
         activation_scale: Float[Tensor, " 1"] | None = None,
         activation_zero_point: Int8[Tensor, " 1"] | None = None,
+        low_rank_a: Float[Tensor, "rank inputs"] | None = None,
+        low_rank_b: Float[Tensor, "outputs rank"] | None = None,
         activation_bits: int,
         activation_symmetric: bool = True,
         activation_granularity: Granularity = "token",
@@ -100,6 +106,8 @@ class QuantizedLinear(KeepsScales):
         self.register_buffer("input_matrix", input_matrix)
         self.register_buffer("activation_scale", activation_scale)
         self.register_buffer("activation_zero_point", activation_zero_point)
+        self.register_buffer("low_rank_a", low_rank_a)
+        self.register_buffer("low_rank_b", low_rank_b)
         self._dense: Tensor | None = None
 
     @classmethod
@@ -154,8 +162,14 @@ class QuantizedLinear(KeepsScales):
         grid = scheme.grid(layer.weight)
         return layer.rounded(grid, grid.round(layer.weight))
 
-    def rounded(self, grid: Grid, integers: Int8[Tensor, "outputs inputs"]) -> "QuantizedLinear":
-        """Return the layer with integers of a grid for its weights, whatever they were."""
+    def rounded(
+        self,
+        grid: Grid,
+        integers: Int8[Tensor, "outputs inputs"],
+        low_rank: tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]] | None = None,
+    ) -> "QuantizedLinear":
+        """Return the layer with integers of a grid for its weights, whatever they were, and A and B beside them."""
+        first, second = low_rank or (None, None)
         return QuantizedLinear(
             weight=integers,
             weight_scale=grid.scale,
@@ -165,6 +179,8 @@ class QuantizedLinear(KeepsScales):
             input_matrix=self.input_matrix,
             activation_scale=self.activation_scale,
             activation_zero_point=self.activation_zero_point,
+            low_rank_a=first,
+            low_rank_b=second,
             **{name: getattr(self, name) for name in _SETTINGS},
         )
 
@@ -172,7 +188,7 @@ class QuantizedLinear(KeepsScales):
         """Return the layer's output in the type of `x`."""
         weight = self.dense_weight()
         bias = None if self.bias is None else self.bias.to(weight.dtype)
-        return functional.linear(self.seen(x).to(weight.dtype), weight, bias).to(x.dtype)
+        return self._with_low_rank(functional.linear(self.seen(x).to(weight.dtype), weight, bias).to(x.dtype), x)
 
     def seen(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens inputs"]:
         """Return what the product sees of the input: transformed, quantized and dequantized.
@@ -195,6 +211,8 @@ class QuantizedLinear(KeepsScales):
 
             y[t, o] = bias[o] + sum over g of scale_x[t, g] * scale_w[o, g] * accumulator[t, o, g]
 
+        to which what is of low rank is added.
+
         Both weights and activations must be quantized.
         """
         assert self.weight_scale is not None, "the weights are not integers"
@@ -203,7 +221,7 @@ class QuantizedLinear(KeepsScales):
         output = (self.accumulators(x) * self.weight_scale.double() * scale).sum(-1)
         if self.bias is not None:
             output = output + self.bias
-        return output.reshape(*x.shape[:-1], self.out_features)
+        return self._with_low_rank(output.reshape(*x.shape[:-1], self.out_features), x)
 
     def accumulators(self, x: Float[Tensor, "*tokens inputs"]) -> Int[Tensor, "_ outputs groups"]:
         """Return the exact sums of integer products, less zero points, for all tokens; slow, a reference.
@@ -270,6 +288,13 @@ class QuantizedLinear(KeepsScales):
         x = x if self.input_scale is None else x / self.input_scale
         x = x if self.input_matrix is None else x @ self.input_matrix.to(x.dtype)
         return apply_hadamard(x) if self.hadamard else x
+
+    def _with_low_rank(self, output: Tensor, x: Tensor) -> Tensor:
+        if self.low_rank_a is None or self.low_rank_b is None:
+            return output
+        dtype = self.low_rank_a.dtype
+        added = functional.linear(functional.linear(x.to(dtype), self.low_rank_a), self.low_rank_b)
+        return output + added.to(output.dtype)
 
     def _rows(self, x: Tensor) -> Tensor:
         if self.activation_granularity == "tensor":

@@ -36,6 +36,7 @@ _REALS = (
     ("clipping_rate", 0.0, 1.0),
     ("stability", 0.0, 1.0),
     ("scale_rate", 0.0, 1.0),
+    ("low_rank_rate", 0.0, 1.0),
 )
 _MAY_BE_ZERO = ("smoothing_alpha",)
 
@@ -82,6 +83,8 @@ class QuantizationScheme:
         clipping_rate: their learning rate of weight clipping.
         stability: AffineQuant's factor on the off-diagonal elements of its matrices.
         scale_rate: peak learning rate of what `best` multiplies the scales of weights by.
+        low_rank: rank of what `best` trains beside the integers of every layer, in floating point; None for nothing.
+        low_rank_rate: peak learning rate of it.
         seed: of random rotations, and of the order in which `best` sees the data.
         embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
@@ -116,6 +119,8 @@ class QuantizationScheme:
     clipping_rate: float = 1e-2
     stability: float = 0.01
     scale_rate: float = 7e-4
+    low_rank: int | None = None
+    low_rank_rate: float = 1e-3
     seed: int = 0
     embedding_bits: int = FLOAT_BITS
     query_bits: int = FLOAT_BITS
@@ -146,7 +151,8 @@ class QuantizationScheme:
         for name in ("weight_symmetric", "activation_symmetric", "key_rotation"):
             if not isinstance(getattr(self, name), bool):
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        for name, what in (("group_size", "input features"), ("attention_group_size", "channels")):
+        sizes = (("group_size", "input features"), ("attention_group_size", "channels"), ("low_rank", "columns"))
+        for name, what in sizes:
             size = getattr(self, name)
             if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
                 raise SparqError(f"{name} is {size!r}; it must be a positive number of {what}, or null")
@@ -162,6 +168,10 @@ class QuantizationScheme:
                 raise SparqError(f"{name} is {value!r}; it must be a whole number from {lowest} on")
         if self.learns and self.rounding == "gptq":
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
+        if self.low_rank is not None and not self.distills:
+            raise SparqError(
+                f"low_rank is for the method best with weights of 2 to 8 bits, not for {self.name}: leave it out"
+            )
         if self.method == "best" and self.rounding == "nearest":
             raise SparqError("best trains the scales of GPTQ's integers: rounding cannot be 'nearest'")
         self._check_granularity()

@@ -41,6 +41,8 @@ _BUFFERS = (
     "bias",
     "input_scale",
     "input_matrix",
+    "low_rank_a",
+    "low_rank_b",
     "activation_scale",
     "activation_zero_point",
 )
@@ -265,6 +267,8 @@ def _check_shapes(found: Mapping[str, Tensor], scheme: QuantizationScheme, linea
         shapes["activation_scale"] = [1]
         if not scheme.activation_symmetric:
             shapes["activation_zero_point"] = [1]
+    if scheme.low_rank is not None:
+        shapes |= {"low_rank_a": [scheme.low_rank, columns], "low_rank_b": [rows, scheme.low_rank]}
     if "input_scale" in found:
         shapes["input_scale"] = [columns]
     if "input_matrix" in found:
