@@ -4,7 +4,8 @@ Memory holds the hidden states before one block, and no activation inside any. A
 itself would have given it: masks, positions, rotary embeddings. Families need no code of their own.
 """
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,19 @@ class _EnoughSeenError(Exception):
     """Ends a forward pass whose rest is not needed."""
 
 
+@contextlib.contextmanager
+def _puts_out(block: nn.Module, result: list[Any]) -> Iterator[None]:
+    """Make a block return the element of `result` instead of computing, while this lasts."""
+    own = vars(block).get("forward")
+    block.forward = lambda *_args, **_kwargs: result[0]
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
 @dataclass
 class _Batch:
     states: Float[Tensor, "batch length hidden"]
@@ -33,7 +47,7 @@ class BlockStream:
     """The hidden states of calibration batches before a block; starts before the first.
 
     Args:
-        model: a causal LM; its blocks are run once, unquantized, to see what they are called with.
+        model: a causal LM; its first block is run, unquantized, and the others are called, to see what with.
         batches: token ids, or mappings with `attention_mask`; read once and held as hidden states.
 
     Raises:
@@ -109,13 +123,14 @@ class BlockStream:
                 states.append(own.clone())
             calls.append((tuple(positional), kwargs))
 
-        handles: list[Callable[[], None]] = []
-        try:
+        first: list[Any] = []
+        with contextlib.ExitStack() as stack:
             for block in self.blocks:
-                handles.append(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+            stack.callback(self.blocks[0].register_forward_hook(lambda *args: first.append(args[2])).remove)
+            for block in self.blocks[1:]:
+                # What a block is called with depends on no hidden states, so what they are does not matter here.
+                stack.enter_context(_puts_out(block, first))
             model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-        finally:
-            for remove in handles:
-                remove()
         assert len(calls) == len(self.blocks), "every block is called once"
         return _Batch(states[0], mask.flatten().bool(), calls)
