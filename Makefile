@@ -36,10 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## run the whole job on the embedded corpus and print the table
 	$(BIN)/sparq demo $(ARGS)
 
-# The pretrained models are built first, so that the tests that need them run instead of being skipped.
+# The pretrained models are built first, so that the tests that need them run instead of being skipped. A process a core,
+# each with one thread: most models here are too small for two.
 test: $(STAMP) ## run all tests, those on real pretrained models too
 	$(BIN)/sparq pretrained
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto $(ARGS)
 
 lint: $(STAMP) ## check style, types and the direction of imports
 	$(BIN)/ruff check
