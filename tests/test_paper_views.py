@@ -6,25 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from paper_records import record, tasks
 from sparq.cli.main import main
 from sparq.errors import SparqError
-from sparq.papers import EXPERIMENTS, Cell, Record, add_records, find_experiment, load_published, read_records
+from sparq.papers import EXPERIMENTS, Cell, add_records, find_experiment, load_published, read_records
 from sparq.papers.records import summarize_seeds
 from sparq.papers.views import comparison, published_table
-from sparq.report import Provenance, collect_provenance
-
-PROVENANCE: Provenance = collect_provenance(("test",))
-
-
-def record(cell: Cell, seed: int = 0, **values: float | None) -> Record:
-    return Record(
-        profile="test", model="tiny", recipe="small", cell=cell, measure="tasks", seed=seed, values=values,
-        seconds=1.5, created="2026-01-01T00:00:00+00:00", provenance=PROVENANCE,
-    )  # fmt: skip
-
-
-def tasks(cell: Cell, seed: int, *values: float) -> Record:
-    return record(cell, seed, **dict(zip(("textlm_ppl", "speechlm_ppl", "asr_wer", "tts_uer"), values, strict=True)))
 
 
 def test_every_table_and_figure_is_an_experiment() -> None:
@@ -113,6 +100,17 @@ def test_a_drop_is_over_the_base_of_its_own_seed() -> None:
     assert table is not None
     (line,) = [line.cells for line in table.groups[0] if line.cells[:3] == ("softmax1", "full", cell.precision)]
     assert line[7] == "-"
+
+
+def test_a_metric_that_was_not_measured_is_named() -> None:
+    cell = Cell(framework="softmax1", precision="w4a4-smoothquant")
+    values = {"textlm_ppl": 20.0, "speechlm_ppl": 10.0, "asr_wer": 10.0, "tts_uer": None}
+    records = [tasks(cell.base, 0, 10, 10, 10, 10), record(cell, 0, **values)]
+    table = comparison(load_published(), find_experiment("sparq-1"), records)
+    assert table is not None
+    (line,) = [line.cells for line in table.groups[0] if line.cells[:3] == ("softmax1", "full", cell.precision)]
+    assert line[6:8] == ("N/A", "33.33")
+    assert "Averages leave out what a row lacks: TTS UER %." in table.notes
 
 
 def test_means_and_deviations() -> None:

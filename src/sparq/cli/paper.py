@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from sparq.cli.arguments import positive
 from sparq.errors import SparqError
 
 RESULTS = Path("experiments") / "results.jsonl"
@@ -42,6 +43,19 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("results", metavar="RESULTS", type=Path, nargs="?", default=RESULTS, help="the results file")
     compare.add_argument("--experiment", metavar="NAME", nargs="+", default=[], help="only these (default: all)")
     compare.set_defaults(handler=compare_results, parser=compare)
+
+    norms = kinds.add_parser(
+        "norms",
+        help="the norms of SpARQ's proposition C.1 in a model",
+        description="Print for every layer of a model max |X W_K| and, of a trained SpeechLM, max |(alpha / r) X B_Q "
+        "A_Q|, which proposition C.1 compares with sqrt(log L).",
+    )
+    norms.add_argument("model", metavar="MODEL", help="a folder, a hub name, pretrained:NAME, or RUN/models/FRAMEWORK")
+    norms.add_argument("--attention", metavar="NAME", help="run a causal LM with this one (default: its config's)")
+    norms.add_argument("--text", metavar="FILE", type=Path, help="text for causal LMs (default: the demo's prose)")
+    norms.add_argument("--tokens", metavar="N", type=positive, default=2048, help="tokens to measure on")
+    norms.add_argument("--context", metavar="N", type=positive, default=512, help="most tokens of a sequence of text")
+    norms.set_defaults(handler=print_norms, parser=norms)
 
 
 def list_experiments(_: argparse.Namespace) -> None:
@@ -88,3 +102,21 @@ def compare_results(arguments: argparse.Namespace) -> None:
     if not found:
         raise SparqError(f"{arguments.results} has nothing of {', '.join(e.name for e in chosen)}")
     print("\n\n".join(found))
+
+
+def print_norms(arguments: argparse.Namespace) -> None:
+    """Print the norms of proposition C.1."""
+    if arguments.text is not None and not arguments.text.is_file():
+        raise SparqError(f"no such file: {arguments.text}")
+    from sparq.papers.norm_condition import norms_of
+    from sparq.papers.views import norms_table
+    from sparq.report.tables import draw
+
+    norms = norms_of(
+        arguments.model,
+        attention=arguments.attention,
+        text=arguments.text,
+        tokens=arguments.tokens,
+        context=arguments.context,
+    )
+    print(draw(norms_table(arguments.model, norms)))

@@ -25,6 +25,7 @@ class Record:
         cell: which model of the experiment.
         measure: what was measured.
         seed: seed of every random choice.
+        settings: fingerprint of all settings of the model and its measurement but where files lie; empty without any.
         values: the numbers by metric; None where there is none to be had.
         note: what to know about them.
         seconds: wall time of the measurement alone.
@@ -39,6 +40,7 @@ class Record:
     cell: Cell
     measure: Measure
     seed: int
+    settings: str
     values: dict[str, float | None]
     note: str = ""
     seconds: float

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from sparq.papers.experiments import EXPERIMENTS, Cell, Experiment
+from sparq.papers.norm_condition import LayerNorms
 from sparq.papers.published import Labels, Published, PublishedRow, PublishedTable, recompute, recompute_claim
 from sparq.papers.records import Record, summarize_seeds
 from sparq.report.drop import METRICS, average_drop
@@ -113,6 +114,9 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
     what = "drop % (!: computed, the printed one disagrees)" if by_tasks else "their metrics"
     notes = [f"Seeds {', '.join(map(str, seeds))}. Theirs, by model: {what}."] if models else []
     notes += [_UER] if by_tasks else []
+    absent = [m for m in metrics if any(r.values.get(m) is None for r in own if r.measure == "tasks" and m in METRICS)]
+    if absent:
+        notes.append(f"Averages leave out what a row lacks: {', '.join(LABELS[metric] for metric in absent)}.")
     notes += dict.fromkeys(record.note for record in own if record.note)
     return Table(
         caption=f"{experiment.name}: {experiment.title}; ours on {own[0].model}, {own[0].recipe}",
@@ -123,6 +127,26 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
         groups=(tuple(lines),),
         num_headings=3,
         notes=tuple(notes),
+    )  # fmt: skip
+
+
+def norms_table(model: str, norms: Sequence[LayerNorms]) -> Table:
+    """Return the norms of proposition C.1 by layer."""
+    has_update = norms[0].query_update_norm is not None
+    lines = []
+    for layer in norms:
+        values = [layer.key_norm, layer.key_ratio]
+        if layer.query_update_norm is not None and layer.query_update_ratio is not None:
+            values += [layer.query_update_norm, layer.query_update_ratio]
+        lines.append(Line(cells=(str(layer.layer), *(show_number(value) for value in values))))
+    return Table(
+        caption=f"Norms of SpARQ's proposition C.1 in {model}",
+        columns=(
+            "Layer", "max |X W_K|", "by sqrt(log L)", *(["max |a/r X B A|", "by sqrt(log L)"] if has_update else []),
+        ),
+        groups=(tuple(lines),),
+        num_headings=1,
+        notes=("L is the length of each sequence; the largest ratio of any.",),
     )  # fmt: skip
 
 
