@@ -10,6 +10,8 @@ from sparq.errors import SparqError
 RESULTS = Path("experiments") / "results.jsonl"
 """The results file of the repository."""
 
+PROFILES = ("smoke", "small", "full")
+
 
 def add_commands(commands: Any) -> None:
     """Add the subcommand."""
@@ -43,6 +45,35 @@ def add_commands(commands: Any) -> None:
     compare.add_argument("results", metavar="RESULTS", type=Path, nargs="?", default=RESULTS, help="the results file")
     compare.add_argument("--experiment", metavar="NAME", nargs="+", default=[], help="only these (default: all)")
     compare.set_defaults(handler=compare_results, parser=compare)
+
+    run = kinds.add_parser(
+        "run",
+        help="train, quantize and measure what a table or figure compares",
+        description="Train, quantize and measure the models of a table or figure, and print the results beside the "
+        "papers'. What is done already is kept, so that the same command goes on after an interruption. Profile smoke "
+        "is a tiny random model on tones, a check; small is SmolLM2-135M on the demo's corpus, hours; full prints the "
+        "commands of the papers' size with expected hours and disk, and runs nothing.",
+    )
+    run.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names in `sparq paper list`, or all")
+    size = run.add_mutually_exclusive_group()
+    size.add_argument("--profile", choices=PROFILES, default="smoke", help="how much of it")
+    size.add_argument(
+        "--recipe",
+        metavar="RECIPE.yaml",
+        type=Path,
+        help="in place of a profile, a recipe that gives backbone and speech",
+    )
+    run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs") / "paper", help="the folder to work in")
+    run.add_argument("--results", metavar="FILE", type=Path, help="the results file (default: results.jsonl in --out)")
+    run.add_argument("--seed", metavar="N", type=_seed, default=0, help="of every random choice")
+    run.set_defaults(handler=run_experiments, parser=run)
+
+    page = kinds.add_parser(
+        "page", help="write docs/results.md", description="Write the page of all results, in Markdown."
+    )
+    page.add_argument("results", metavar="RESULTS", type=Path, nargs="?", default=RESULTS, help="the results file")
+    page.add_argument("--out", metavar="FILE", type=Path, default=Path("docs") / "results.md", help="the page to write")
+    page.set_defaults(handler=write_page, parser=page)
 
     norms = kinds.add_parser(
         "norms",
@@ -102,6 +133,52 @@ def compare_results(arguments: argparse.Namespace) -> None:
     if not found:
         raise SparqError(f"{arguments.results} has nothing of {', '.join(e.name for e in chosen)}")
     print("\n\n".join(found))
+
+
+def run_experiments(arguments: argparse.Namespace) -> None:
+    """Run experiments, or print how."""
+    from sparq.papers import EXPERIMENTS, find_experiment
+
+    every = arguments.experiments == ["all"]
+    chosen = list(EXPERIMENTS) if every else [find_experiment(name) for name in arguments.experiments]
+    if arguments.recipe is None and arguments.profile == "full":
+        from sparq.papers.full_plan import full_plan, full_preamble
+
+        print("\n\n".join([full_preamble(), *(full_plan(experiment) for experiment in chosen)]))
+        return
+    for experiment in chosen:
+        if not (experiment.measures or every):
+            raise SparqError(f"{experiment.name} is a drawing: there is nothing to run")
+    from sparq.papers.profiles import recipe_profile, small_profile, smoke_profile
+    from sparq.papers.runner import run_experiment
+
+    if arguments.recipe is not None:
+        profile = recipe_profile(arguments.recipe)
+    else:
+        make = {"smoke": smoke_profile, "small": small_profile}[arguments.profile]
+        profile = make(arguments.out / arguments.profile)
+    results = arguments.results or arguments.out / "results.jsonl"
+    for experiment in chosen:
+        if experiment.measures:
+            run_experiment(experiment, profile, out=arguments.out, results=results, seed=arguments.seed)
+    compare_results(argparse.Namespace(results=results, experiment=[e.name for e in chosen if e.measures]))
+    print(f"\nresults: {results}")
+
+
+def write_page(arguments: argparse.Namespace) -> None:
+    """Write the page of all results."""
+    from sparq.files import write_text
+    from sparq.papers import read_records
+    from sparq.papers.results_page import results_page
+
+    write_text(arguments.out, results_page(read_records(arguments.results)))
+    print(arguments.out)
+
+
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def print_norms(arguments: argparse.Namespace) -> None:
