@@ -93,6 +93,13 @@ def test_compare_puts_means_over_seeds_beside_the_papers_rows() -> None:
     assert comparison(load_published(), find_experiment("sparq-3"), records) is None
 
 
+def test_the_papers_own_backbone_stands_beside_itself() -> None:
+    own = dataclasses.replace(tasks(Cell(framework="vanilla"), 0, 1, 2, 3, 4), model="opt-350m")
+    table = comparison(load_published(), find_experiment("sparq-2"), [own])
+    assert table is not None
+    assert [name for name in table.columns if "theirs" in name] == ["theirs opt-350m"]
+
+
 def test_a_drop_is_over_the_base_of_its_own_seed() -> None:
     cell = Cell(framework="softmax1", precision="w4a4-smoothquant")
     records = [tasks(cell.base, 0, 1, 1, 1, 1), tasks(cell, 1, 2, 2, 2, 2)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import platform
 import time
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
         return _parameters(experiment, profile, results, seed)
     known = {record.key: record for record in read_records(results)}
     page = out / f"{experiment.name}.html"
-    provenance = collect_provenance()
+    provenance = _provenance()
     wanted = {
         cell: [_record(profile, cell, measure, seed, provenance) for measure in experiment.measures]
         for cell in sorted(experiment.all_cells, key=_training)
@@ -93,6 +94,11 @@ def _train(cell: Cell, profile: Profile, seed: int, out: Path) -> TrainedCell | 
         return str(error)
 
 
+def _provenance() -> Provenance:
+    """Return what runs here, without the kernel's own name, which says nothing about a number."""
+    return dataclasses.replace(collect_provenance(), platform=f"{platform.system()} {platform.machine()}")
+
+
 def _rank_note(profile: Profile, cell: Cell) -> str:
     rank = profile.rank_of(cell)
     return f"Rank {rank} stands for {cell.rank}." if cell.rank not in (0, rank) else ""
@@ -134,7 +140,7 @@ def _measured(template: Record, model: TrainedCell | str, note: str) -> Record:
 
 def _parameters(experiment: Experiment, profile: Profile, results: Path, seed: int) -> list[Record]:
     (cell,) = experiment.cells
-    provenance = collect_provenance()
+    provenance = _provenance()
     records = []
     for size in OPT_SHAPES:
         start = time.perf_counter()

@@ -10,6 +10,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from sparq.files import atomic_path, write_text
+from sparq.pretrained.quiet import quiet_transformers
 from sparq.recipes.recipe import (
     EvaluateConfig,
     ModelConfig,
@@ -86,7 +87,7 @@ def _make_backbone(folder: Path) -> None:
     )  # fmt: skip
     tokenizer.train_from_iterator([" " + " ".join(_WORDS)] * 4, trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>").save_pretrained(folder)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), quiet_transformers():
         torch.manual_seed(_SEED)
         OPTForCausalLM(
             OPTConfig(

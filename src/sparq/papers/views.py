@@ -102,6 +102,8 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
     metrics = list(dict.fromkeys(metric for record in own for metric in record.values))
     by_tasks = "tasks" in experiment.measures
     models = _models(table)
+    if own[0].model in models:  # the papers' own backbone: its numbers alone
+        models = [own[0].model]
     lines = []
     for cell in experiment.all_cells:
         of_cell = [record for record in own if record.cell == cell]
