@@ -7,11 +7,14 @@ import re
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_json, write_text
 from sparq.report.results import SCHEMA_VERSION, Results, Row
+
+Record = TypeVar("Record")
+"""A dataclass."""
 
 _NON_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _NUMBER_LIST = re.compile(r"\[\n[-+.\deE,\s]*\]")
@@ -79,6 +82,10 @@ def _decode(kind: Any, value: Any, place: str) -> Any:
         # The schema's only unions are `X | None`.
         (inner,) = (argument for argument in arguments if argument is not type(None))
         return None if value is None else _decode(inner, value, place)
+    if origin is Literal:
+        if value not in arguments:
+            raise SparqError(f"{place} is {value!r}: {near_matches(str(value), map(str, arguments))}")
+        return value
     if origin is tuple:
         items = _expect(list, value, place)
         return tuple(_decode(arguments[0], item, f"{place}[{index}]") for index, item in enumerate(items))
@@ -126,6 +133,15 @@ def row_from_json(value: Any, place: str) -> Row:
     Raises:
         SparqError: a key or type outside the schema; the message names the place.
     """
-    row = _decode(Row, value, place)
-    assert isinstance(row, Row)
-    return row
+    return record_from_json(Row, value, place)
+
+
+def record_from_json(kind: type[Record], value: Any, place: str) -> Record:
+    """Return a record of any dataclass that `to_json` wrote.
+
+    Raises:
+        SparqError: a key or type outside the schema; the message names the place.
+    """
+    record = _decode(kind, value, place)
+    assert isinstance(record, kind)
+    return record

@@ -1,0 +1,172 @@
+"""The papers' tables and figures as data: which models each compares, and what is measured of them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+from sparq.errors import unknown
+from sparq.papers.published import Labels
+
+Measure = Literal["tasks", "accuracy", "training", "latency", "outliers", "attention", "parameters"]
+"""What is measured of a model; `measures.py` says which numbers each gives."""
+
+Adaptation = Literal["full", "lora", "qlora", "qlora-4bit"]
+"""How the backbone is adapted: all weights, or LoRA on it in floating point, in 8-bit integers, or in NF4."""
+
+FULL = "full"
+"""The precision of a model that is not quantized, and the adaptation of all weights."""
+
+OURS = ("softmax1", "max_shift")
+"""What the papers' framework may be: both call theirs Softmax_1, and these are the two readings."""
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Cell:
+    """One model of an experiment.
+
+    Attributes:
+        framework: its attention.
+        adaptation: how it was adapted.
+        rank: rank and alpha of LoRA, 0 for those of the profile.
+        precision: `full`, or a scheme such as `w4a4-smoothquant`; `-clip5` leaves out 5 % of the weights' tails.
+    """
+
+    framework: str
+    adaptation: Adaptation = "full"
+    rank: int = 0
+    precision: str = FULL
+
+    @property
+    def base(self) -> "Cell":
+        """What its average performance drop refers to: full fine-tuning with its attention, in full precision."""
+        return Cell(framework=self.framework)
+
+    def is_of(self, labels: Labels) -> bool:
+        """Tell whether a published row is about this cell, of whatever model."""
+        framework = labels.get("framework", "vanilla")
+        same = self.framework in OURS if framework == "ours" else self.framework == framework
+        own = (self.adaptation, self.rank, self.precision)
+        return same and own == (
+            labels.get("adaptation", "full"),
+            labels.get("rank", 0),
+            labels.get("precision", "full"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """A table or a figure.
+
+    Attributes:
+        name: that of the published table, or of the figure.
+        paper: which paper.
+        element: its printed number.
+        title: what it shows.
+        measures: what is measured of each cell; nothing for a drawing.
+        cells: the models.
+        figure: whether it is a figure, whose numbers are not printed.
+    """
+
+    name: str
+    paper: str
+    element: str
+    title: str
+    measures: tuple[Measure, ...]
+    cells: tuple[Cell, ...]
+    figure: bool = False
+
+    @property
+    def all_cells(self) -> tuple[Cell, ...]:
+        """The cells, and those that their average drops refer to."""
+        bases = [cell.base for cell in self.cells] if "tasks" in self.measures else []
+        return tuple(dict.fromkeys([*bases, *self.cells]))
+
+
+def _cells(
+    frameworks: Iterable[str],
+    adaptations: Iterable[Adaptation] = ("full",),
+    precisions: Iterable[str] = (FULL,),
+    ranks: Iterable[int] = (0,),
+) -> tuple[Cell, ...]:
+    return tuple(
+        Cell(framework=framework, adaptation=adaptation, rank=rank, precision=precision)
+        for adaptation, rank, framework, precision in product(adaptations, ranks, frameworks, precisions)
+    )
+
+
+_BOTH = ("vanilla", *OURS)
+_METHODS = ("smoothquant", "affinequant", "omniquant")
+_W8A8, _W4A4 = ([f"{bits}-{method}" for method in _METHODS] for bits in ("w8a8", "w4a4"))
+_SMOOTH = (FULL, "w8a8-smoothquant", "w4a4-smoothquant")
+_CLIPPED = [f"{bits}-smoothquant{clip}" for bits in ("w8a8", "w4a4") for clip in ("", "-clip1", "-clip5")]
+_RANKS = (*_cells(_BOTH), *_cells(_BOTH, ["lora"], ranks=(512, 256, 128)))
+_CASE, _SPARQ = "case-study", "sparq"
+
+
+def _experiment(
+    name: str, element: str, title: str, measures: tuple[Measure, ...], cells: tuple[Cell, ...] = ()
+) -> Experiment:
+    paper = _CASE if name.startswith(_CASE) else _SPARQ
+    return Experiment(
+        name=name, paper=paper, element=element, title=title, measures=measures, cells=cells, figure="figure" in name
+    )
+
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    _experiment(
+        "case-study-1", "Table 1", "Quantization to W8A8 and W4A4", ("tasks",),
+        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]),
+    ),
+    _experiment("case-study-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"])),
+    _experiment("case-study-3", "Table 3", "Ranks 128, 256 and 512", ("accuracy",), _RANKS),
+    _experiment(
+        "case-study-4", "Table 4", "Latency at batch size 1", ("latency",),
+        _cells(_BOTH, precisions=[FULL, "w8a8-smoothquant"]),
+    ),
+    _experiment("case-study-figure-1", "Figure 1", "Validation accuracy while training", ("accuracy",), _cells(_BOTH)),
+    _experiment("case-study-figure-2", "Figure 2", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
+    _experiment("sparq-1", "Table 1", "Quantization to W4A4", ("tasks",), _cells(_BOTH, precisions=[FULL, *_W4A4])),
+    _experiment("sparq-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"])),
+    _experiment("sparq-3", "Table 3", "Time of training", ("training",), _cells(_BOTH)),
+    _experiment(
+        "sparq-4", "Table 4", "Stabilizers of softmax_1", ("accuracy",), _cells(["none", "l1", "max_shift", "mean"])
+    ),
+    _experiment("sparq-5", "Table 5", "Ranks 128, 256 and 512", ("accuracy",), _RANKS),
+    _experiment(
+        "sparq-6", "Table 6", "Quantization to W8A8 and W4A4", ("tasks",),
+        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]),
+    ),
+    _experiment(
+        "sparq-g1", "Appendix G.1", "Clipped softmax and gated attention", ("tasks",),
+        _cells([*_BOTH, "clipped", "gated"], precisions=_SMOOTH),
+    ),
+    _experiment(
+        "sparq-7", "Table 7", "Max-shift with the vanilla softmax", ("accuracy",),
+        _cells(["vanilla", "vanilla_max_shift"]),
+    ),
+    _experiment("sparq-8", "Table 8", "LoRA, then quantization", ("tasks",), _cells(_BOTH, ["lora"], _SMOOTH)),
+    _experiment("sparq-9", "Table 9", "Weight clipping", ("tasks",), _cells(_BOTH, precisions=_CLIPPED)),
+    _experiment("sparq-10", "Table 10", "QLoRA on 8 and 4 bits", ("tasks",), _cells(_BOTH, ["qlora", "qlora-4bit"])),
+    _experiment("sparq-11", "Table 11", "Parameters of LoRA", ("parameters",), _cells(["vanilla"], ["lora"])),
+    _experiment("sparq-figure-1", "Figure 1", "The SpeechLM system, a drawing", ()),
+    _experiment("sparq-figure-2", "Figure 2", "The framework, a drawing", ()),
+    _experiment(
+        "sparq-figure-3", "Figure 3", "Outliers by task and adaptation", ("outliers",),
+        _cells(_BOTH, ["full", "lora", "qlora"]),
+    ),
+    _experiment("sparq-figure-4", "Figure 4", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
+)  # fmt: skip
+"""Every table and figure of both papers."""
+
+
+def find_experiment(name: str) -> Experiment:
+    """Return an experiment by name.
+
+    Raises:
+        SparqError: there is none of that name.
+    """
+    found = next((experiment for experiment in EXPERIMENTS if experiment.name == name), None)
+    if found is None:
+        raise unknown("experiment", name, [experiment.name for experiment in EXPERIMENTS])
+    return found

@@ -1,0 +1,136 @@
+"""What an experiment measures of a model, as numbers by name."""
+
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedModel
+
+from sparq.adaptation import add_lora, lora_preset, trainable_parameters
+from sparq.papers.experiments import FULL, Cell, Measure
+from sparq.papers.trained import TrainedCell
+from sparq.quantization import to_integers
+from sparq.recipes.outlier_sequences import TASK_LABELS, task_sequences
+from sparq.recipes.train_step import training_folder
+from sparq.report.drop import METRICS
+from sparq.training import read_log
+from sparq.types import Task
+
+Values = dict[str, float | None]
+
+_ROUNDS = 5
+_SEQUENCES = 8
+
+OPT_SHAPES = {
+    "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "word_embed_proj_dim": 768},
+    "opt-350m": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "word_embed_proj_dim": 512},
+    "opt-1.3b": {"hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 32, "word_embed_proj_dim": 2048},
+}
+"""The papers' backbones (Zhang et al. 2022); the MLP is four times as wide."""
+
+_IN_THE_NAME = {"opt-125m": 125.0, "opt-350m": 350.0, "opt-1.3b": 1300.0}
+"""Millions of parameters that table 11 divides by."""
+
+
+def measure_tasks(trained: TrainedCell, cell: Cell) -> Values:
+    """Return perplexities of text and speech, word error rate, and error rate of generated units."""
+    row = trained.row(cell.precision)
+    metrics = {name: getattr(row, name) for name in METRICS}
+    return {name: None if metric is None else metric.value for name, metric in metrics.items()}
+
+
+def measure_outliers(trained: TrainedCell, cell: Cell) -> Values:
+    """Return the largest norm and the mean kurtosis of the layers' outputs, by task (SpARQ figure 3)."""
+    outliers = trained.row(cell.precision).outliers
+    assert outliers is not None
+    return {
+        f"{task} {name}": value
+        for task, found in outliers.by_task.items()
+        for name, value in (("max norm", found.max_inf_norm), ("kurtosis", found.mean_kurtosis))
+    }
+
+
+def measure_attention(trained: TrainedCell, cell: Cell) -> Values:
+    """Return where attention goes: the numbers behind the heat maps, which the experiment's page draws."""
+    outliers = trained.row(cell.precision).outliers
+    assert outliers is not None
+    names = ("attention_mass", "first_token_share", "sink_rate", "attention_entropy")
+    return {name.replace("_", " "): getattr(outliers, name) for name in names}
+
+
+def measure_accuracy(trained: TrainedCell, cell: Cell) -> Values:
+    """Return the next-token accuracy in percent of the best validation, at which the model was taken."""
+    log = read_log(training_folder(trained.run, cell.framework) / "train.jsonl")
+    found = [update.valid_accuracy for update in log if update.valid_accuracy is not None]
+    return {"accuracy": 100 * max(found) if found else None}
+
+
+def measure_training(trained: TrainedCell, _: Cell) -> Values:
+    """Return the time of training by its tokens: an epoch of what they call one is not known."""
+    training = trained.speechlm.description.training
+    return {"seconds_per_1000_tokens": 1000 * training["seconds"] / training["tokens"]}
+
+
+def measure_latency(trained: TrainedCell, cell: Cell) -> Values:
+    """Return milliseconds of one forward pass of one sequence, the median over sequences of the best of five rounds.
+
+    A quantized model computes with integers.
+    """
+    model = trained.model(cell.precision)
+    if cell.precision != FULL:
+        model = to_integers(model)
+    pairs = [(u.text, u.units) for utterances in trained.splits.values() for u in utterances][:_SEQUENCES]
+    tasks: tuple[Task, ...] = ("textlm", "speechlm")
+    sequences = {task: task_sequences(trained.speechlm.vocabulary, task, pairs) for task in tasks}
+    return {f"{TASK_LABELS[task].lower()}_latency": _milliseconds(model, ids) for task, ids in sequences.items()}
+
+
+def _milliseconds(model: PreTrainedModel, sequences: Sequence[Tensor]) -> float | None:
+    times = []
+    with torch.inference_mode():
+        for ids in sequences:
+            rounds = []
+            for _ in range(_ROUNDS):
+                start = time.perf_counter()
+                model(ids[None])
+                rounds.append(time.perf_counter() - start)
+            times.append(1000 * min(rounds))
+    return median(times) if times else None
+
+
+MEASURES: dict[Measure, Callable[[TrainedCell, Cell], Values]] = {
+    "tasks": measure_tasks,
+    "outliers": measure_outliers,
+    "attention": measure_attention,
+    "accuracy": measure_accuracy,
+    "training": measure_training,
+    "latency": measure_latency,
+}
+"""The measures that need a trained model."""
+
+NAMES: dict[Measure, tuple[str, ...]] = {
+    "tasks": METRICS,
+    "accuracy": ("accuracy",),
+    "training": ("seconds_per_1000_tokens",),
+    "latency": ("textlm_latency", "speechlm_latency"),
+}
+"""The numbers of measures that a training whose loss is not finite has none of."""
+
+
+def count_parameters(size: str) -> Values:
+    """Return millions of LoRA parameters of one of the papers' backbones, as SpARQ's table 11 counts them.
+
+    The counts come from the shapes alone. They are those of rank 128 on q, k, v and o, without embedding and head, and
+    are divided by the number in the model's name.
+    """
+    shape = OPT_SHAPES[size]
+    post_norm = shape["word_embed_proj_dim"] != shape["hidden_size"]
+    config = OPTConfig(**shape, ffn_dim=4 * shape["hidden_size"], do_layer_norm_before=not post_norm)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    adapted = add_lora(model, lora_preset("table11", model))
+    count = sum(p.numel() for name, p in trainable_parameters(adapted).items() if "lora_" in name) / 1e6
+    whole = _IN_THE_NAME[size]
+    return {"lora_parameters": count, "model_parameters": whole, "lora_share": 100 * count / whole}

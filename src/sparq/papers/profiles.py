@@ -1,0 +1,99 @@
+"""How much of an experiment is done: a tiny world, a small model on the speech at hand, or a recipe of one's own."""
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+from sparq.files import atomic_path, fingerprint
+from sparq.papers.experiments import FULL, Cell
+from sparq.papers.smoke_world import smoke_recipe
+from sparq.quantization.names import settings_of_name
+from sparq.recipes.recipe import Recipe, load_recipe, used_settings
+
+_ADAPTATIONS: dict[str, dict[str, Any]] = {
+    "full": {"method": "full"},
+    "lora": {"method": "lora"},
+    "qlora": {"method": "qlora", "base": "int8"},
+    "qlora-4bit": {"method": "qlora", "base": "nf4"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Where an experiment's models come from and how they are trained and measured.
+
+    Attributes:
+        name: `smoke`, `small` or `recipe`.
+        recipe: everything that the cells of an experiment share.
+        adaptations: settings of training that differ by adaptation, beside the method itself.
+        quantization: settings of every scheme that trains, for example fewer epochs.
+        rank_divisor: what the papers' ranks are divided by; 512 is more than the keys of a small model are wide.
+    """
+
+    name: str
+    recipe: Recipe
+    adaptations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    quantization: Mapping[str, Any] = field(default_factory=dict)
+    rank_divisor: int = 1
+
+    def rank_of(self, cell: Cell) -> int:
+        """Return the rank that stands for a cell's, the recipe's if the cell names none."""
+        return cell.rank // self.rank_divisor or self.recipe.train.rank
+
+    def recipe_of(self, cell: Cell, seed: int) -> Recipe:
+        """Return the recipe of a cell's training; alpha keeps its share of the rank.
+
+        Raises:
+            SparqError: the settings contradict each other.
+        """
+        train = self.recipe.train
+        settings = {**_ADAPTATIONS[cell.adaptation], **self.adaptations.get(cell.adaptation, {})}
+        rank = self.rank_of(cell)
+        changed = replace(train, **settings, rank=rank, alpha=rank * train.alpha // train.rank)
+        changed.validate("recipe.train")
+        return replace(self.recipe, seed=seed, frameworks=(cell.framework,), train=changed)
+
+    def settings_of(self, cell: Cell, seed: int) -> str:
+        """Return a fingerprint of all that decides a cell's numbers, but for the recordings and where files lie."""
+        recipe = self.recipe_of(cell, seed)
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
+        scheme = {} if cell.precision == FULL else self.scheme_settings(cell.precision)
+        return fingerprint(used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate"), scheme)
+
+    def scheme_settings(self, precision: str) -> dict[str, Any]:
+        """Return the settings of a precision; `-clip5` leaves out 5 % of the weights, half of it at either end."""
+        name, clip, percent = precision.partition("-clip")
+        tails = {"weight_range": "percentile", "weight_tail": int(percent) / 100} if clip else {}
+        named = settings_of_name(name)
+        trained = self.quantization if named["method"] in ("omniquant", "affinequant") else {}
+        return {**named, "smoothing_alpha": self.recipe.quantize.smoothing_alpha, **tails, **trained}
+
+
+def smoke_profile(folder: Path) -> Profile:
+    """Return the tiny world: a random OPT of two layers on tones; its numbers mean nothing."""
+    return Profile(name="smoke", recipe=smoke_recipe(folder), quantization={"epochs": 1}, rank_divisor=16)
+
+
+def small_profile(folder: Path) -> Profile:
+    """Return SmolLM2-135M on the demo's corpus of 62 minutes, by the demo's recipe.
+
+    The rate of the recipe is LoRA's; all weights are trained at the papers' 3e-4. Its keys are 192 wide, so the ranks
+    512, 256 and 128 are 128, 64 and 32 here.
+    """
+    with as_file(files("sparq") / "demo") as assets:
+        if not (folder / "corpus").exists():
+            with atomic_path(folder / "corpus") as temporary, zipfile.ZipFile(assets / "corpus.zip") as archive:
+                archive.extractall(temporary)
+        corpus = str((folder / "corpus").absolute())
+        recipe = load_recipe(assets / "demo.yaml", environ={"SPARQ_DEMO_CORPUS": corpus})
+    # Prose perplexity is of the backbone before adaptation: no experiment reads it.
+    recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
+    return Profile(name="small", recipe=recipe, adaptations={"full": {"learning_rate": 3e-4}}, rank_divisor=4)
+
+
+def recipe_profile(path: Path) -> Profile:
+    """Return a profile of a recipe file, such as one of `recipes/paper`."""
+    return Profile(name="recipe", recipe=load_recipe(path))

@@ -1,0 +1,99 @@
+"""`docs/results.md`: generated from the published numbers and a results file, and from nothing else."""
+
+from collections.abc import Sequence
+
+from sparq.papers.experiments import EXPERIMENTS, Experiment
+from sparq.papers.published import Published, load_published, recompute
+from sparq.papers.records import Record
+from sparq.papers.verdicts import compare_with_vanilla
+from sparq.papers.views import cell_labels, claims_table, comparison
+from sparq.report.numbers import show_change, show_number
+from sparq.report.tables import Line, Table
+
+_HEAD = """# Results
+
+What the two papers print, checked against itself, and what was measured here. This page is generated from
+`experiments/results.jsonl` and the published numbers by `sparq paper page`; a test fails when it is stale. Results
+are means over seeds with the sample's standard deviation. Differences to vanilla have 95 % confidence intervals
+(Student's t over seeds); "agrees" means that the interval lies where the papers' claim does, "undecided" that it holds
+0 or that there is one seed. [papers.md](papers.md) says what each experiment is;
+[../experiments/LOG.md](../experiments/LOG.md) has what was tried.
+"""
+
+
+def results_page(records: Sequence[Record]) -> str:
+    """Return the page as Markdown."""
+    published = load_published()
+    parts = [_HEAD, "## The papers against themselves", _disagreements(published), markdown(claims_table(published))]
+    parts += ["## Experiments"]
+    parts += [_section(published, experiment, records) for experiment in EXPERIMENTS if experiment.measures]
+    parts += [_origin(records)] if records else []
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def markdown(table: Table) -> str:
+    """Return a table as Markdown, its caption above and its notes below."""
+    lines = [line.cells for group in table.groups for line in group]
+    rule = ["---" if index < table.num_headings else "---:" for index in range(len(table.columns))]
+    rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.columns, rule, *lines)]
+    return "\n".join([f"{table.caption}:", "", *rows, *(("", " ".join(table.notes)) if table.notes else ())])
+
+
+def _disagreements(published: Published) -> str:
+    lines, averages = [], 0
+    for table in published.tables:
+        for row in table.rows:
+            found = recompute(published, row)
+            averages += found is not None
+            if found is None or found.agrees:
+                continue
+            labels = " ".join(str(row.labels[name]) for name in ("model", "framework", "adaptation", "precision"))
+            printed = f"{row.average_drop:.2f}"
+            lines.append(Line(cells=(table.name, labels, printed, f"{found.percent:.2f}")))
+    caption = f"Of {averages} rows with an average, {len(lines)} cannot have come from their own metrics"
+    columns = ("Table", "Row", "Printed", "Computed")
+    return markdown(Table(caption=caption, columns=columns, groups=(tuple(lines),), num_headings=2))
+
+
+def _section(published: Published, experiment: Experiment, records: Sequence[Record]) -> str:
+    head = f"### {experiment.name}: {experiment.title}\n\n"
+    profile = "smoke" if experiment.measures == ("parameters",) else "small"  # counts need no training
+    command = f"```\nsparq paper run {experiment.name} --profile {profile} --results experiments/results.jsonl\n```"
+    groups = dict.fromkeys(record.group for record in records)
+    parts = []
+    for group in groups:
+        own = [record for record in records if record.group == group]
+        table = comparison(published, experiment, own)
+        if table is not None:
+            parts.append(markdown(table))
+            parts += _verdicts(experiment, own)
+    return "\n\n".join([head + command, *(parts or ["Not measured yet."])])
+
+
+def _verdicts(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+    lines = []
+    for found in compare_with_vanilla(experiment, records):
+        interval = "-" if found.interval is None else f"± {show_number(found.interval)}"
+        cells = (*cell_labels(found.cell), show_change(found.points), interval, str(found.seeds), found.verdict)
+        lines.append(Line(cells=cells))
+    if not lines:
+        return []
+    columns = ("Framework", "Adapted", "Precision", "Points", "95 %", "Seeds", "The papers' claim")
+    caption = "Average drop of vanilla less that of the row"
+    return [markdown(Table(caption=caption, columns=columns, groups=(tuple(lines),), num_headings=3))]
+
+
+def _origin(records: Sequence[Record]) -> str:
+    lines = set()
+    for record in records:
+        origin = record.provenance
+        commit = origin.git_hash[:12] + (" and changes" if origin.git_dirty else "")
+        threads = str(origin.num_threads)
+        lines.add((commit, origin.packages["torch"], origin.cpu, threads, record.created[:10]))
+    table = Table(
+        caption="Where the numbers were made",
+        columns=("Commit", "PyTorch", "Processor", "Threads", "Day"),
+        groups=(tuple(Line(cells=cells) for cells in sorted(lines)),),
+        num_headings=5,
+    )
+    return f"## Origin\n\n{markdown(table)}"

@@ -1,0 +1,152 @@
+"""Running an experiment: every model that it names is trained, measured and recorded, unless that is done."""
+
+import dataclasses
+import logging
+import platform
+import time
+from pathlib import Path
+
+from sparq.errors import SparqError
+from sparq.papers.energy import read_joules
+from sparq.papers.experiments import Cell, Experiment, Measure
+from sparq.papers.measures import MEASURES, NAMES, OPT_SHAPES, Values, count_parameters
+from sparq.papers.page import write_page
+from sparq.papers.profiles import Profile
+from sparq.papers.records import Record, add_records, read_records
+from sparq.papers.trained import TrainedCell
+from sparq.papers.views import cell_labels
+from sparq.report import Provenance, collect_provenance, utc_now
+
+_LOG = logging.getLogger(__name__)
+
+_DIVERGED = "the loss is "
+"""How the training loop's message of a loss that is not finite begins."""
+
+
+def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, results: Path, seed: int) -> list[Record]:
+    """Do what an experiment needs and return its records.
+
+    Models are shared by experiments: what another one has trained or measured is not done again. Each record is in the
+    results file as soon as it is there. An experiment that draws something writes `NAME.html` into `out`. A training
+    whose loss is not finite is a result: its metrics are None, and the record says why.
+
+    Args:
+        experiment: which table or figure.
+        profile: where models come from.
+        out: folder of run folders and pages.
+        results: the results file.
+        seed: of every random choice.
+
+    Raises:
+        SparqError: the results file has results of this profile and seed under other settings, or a step fails.
+    """
+    if experiment.measures == ("parameters",):
+        return _parameters(experiment, profile, results, seed)
+    known = {record.key: record for record in read_records(results)}
+    page = out / f"{experiment.name}.html"
+    provenance = _provenance()
+    wanted = {
+        cell: [_record(profile, cell, measure, seed, provenance) for measure in experiment.measures]
+        for cell in sorted(experiment.all_cells, key=_training)
+    }
+    for record in (record for records in wanted.values() for record in records):
+        if known.get(record.key, record).settings != record.settings:
+            raise SparqError(
+                f"{results} has results of {record.recipe!r} ({record.profile}, seed {seed}) under other settings: name"
+                " another --results, or give the recipe another name"
+            )
+    complete = all(record.key in known for records in wanted.values() for record in records)
+    draws = experiment.figure and not (complete and page.exists())
+    models: list[TrainedCell] = []
+    last: tuple[object, TrainedCell | str] | None = None
+    for cell, records in wanted.items():
+        missing = [record for record in records if record.key not in known]
+        if not (missing or draws):
+            continue
+        if last is None or last[0] != _training(cell):
+            if last is not None and isinstance(last[1], TrainedCell):
+                last[1].forget_model()
+            last = _training(cell), _train(cell, profile, seed, out)
+        model = last[1]
+        if isinstance(model, TrainedCell):
+            models.append(model)
+        for template in missing:
+            record = _measured(template, model, _rank_note(profile, cell))
+            add_records(results, [record])
+            known[record.key] = record
+            _LOG.info("  %s: %s", " ".join(cell_labels(cell)), record.values or record.note)
+    if draws and models:
+        write_page(page, experiment, models)
+    return [known[record.key] for records in wanted.values() for record in records]
+
+
+def _training(cell: Cell) -> tuple[str, int, str]:
+    return cell.adaptation, cell.rank, cell.framework
+
+
+def _train(cell: Cell, profile: Profile, seed: int, out: Path) -> TrainedCell | str:
+    """Return the model, or what training says of a loss that is not finite."""
+    try:
+        return TrainedCell(cell, profile, seed, out)
+    except SparqError as error:
+        if not str(error).startswith(_DIVERGED):
+            raise
+        return str(error)
+
+
+def _provenance() -> Provenance:
+    """Return what runs here, without the kernel's own name, which says nothing about a number."""
+    return dataclasses.replace(collect_provenance(), platform=f"{platform.system()} {platform.machine()}")
+
+
+def _rank_note(profile: Profile, cell: Cell) -> str:
+    rank = profile.rank_of(cell)
+    return f"Rank {rank} stands for {cell.rank}." if cell.rank not in (0, rank) else ""
+
+
+def _record(profile: Profile, cell: Cell, measure: Measure, seed: int, provenance: Provenance) -> Record:
+    return Record(
+        profile=profile.name,
+        model=Path(profile.recipe.model.backbone).name,
+        recipe=profile.recipe.name,
+        cell=cell,
+        measure=measure,
+        seed=seed,
+        values={},
+        seconds=0.0,
+        created=utc_now(),
+        settings=profile.settings_of(cell, seed),
+        provenance=provenance,
+    )
+
+
+def _measured(template: Record, model: TrainedCell | str, note: str) -> Record:
+    if isinstance(model, str):
+        values: Values = dict.fromkeys(NAMES.get(template.measure, ()))
+        return dataclasses.replace(template, values=values, note=model)
+    start, joules = time.perf_counter(), read_joules()
+    values = MEASURES[template.measure](model, template.cell)
+    seconds, after = time.perf_counter() - start, read_joules()
+    return dataclasses.replace(
+        template,
+        values=values,
+        note=note,
+        seconds=round(seconds, 2),
+        # The counter may have started over.
+        joules=None if joules is None or after is None or after < joules else round(after - joules, 1),
+        created=utc_now(),
+    )
+
+
+def _parameters(experiment: Experiment, profile: Profile, results: Path, seed: int) -> list[Record]:
+    (cell,) = experiment.cells
+    provenance = _provenance()
+    records = []
+    for size in OPT_SHAPES:
+        start = time.perf_counter()
+        record = _record(profile, cell, "parameters", seed, provenance)
+        record = dataclasses.replace(record, profile="shapes", recipe="table11", settings="")
+        values, seconds = count_parameters(size), round(time.perf_counter() - start, 2)
+        records.append(dataclasses.replace(record, model=size, values=values, seconds=seconds))
+    add_records(results, records)
+    return records

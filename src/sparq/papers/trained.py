@@ -1,0 +1,95 @@
+"""One trained model of an experiment, and its rows at each precision."""
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from sparq.adaptation import SpeechLM, load_speechlm
+from sparq.files import atomic_path, fingerprint, read_json, write_json
+from sparq.papers.experiments import FULL, Cell
+from sparq.papers.profiles import Profile
+from sparq.quantization import QuantizationScheme, quantize
+from sparq.recipes.calibration import padded_batches, task_examples
+from sparq.recipes.evaluate_step import measure, test_splits
+from sparq.recipes.pipeline import STEPS
+from sparq.recipes.recipe import Recipe, used_settings
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.steps import run_steps
+from sparq.recipes.train_step import Spoken, load_split
+from sparq.report import Row
+from sparq.report.codec import row_from_json, to_json
+
+
+class TrainedCell:
+    """A model that the recipe's steps have trained, in a run folder that all models of its adaptation share.
+
+    The speech is prepared, encoded and given a vocabulary once for each seed, in a run folder of its own that the
+    others are copies of.
+
+    Attributes:
+        cell: which model; its precision is that of the rows only.
+        profile: where it comes from.
+        seed: of every random choice.
+        recipe: the recipe that it was trained by.
+        run: its run folder.
+    """
+
+    def __init__(self, cell: Cell, profile: Profile, seed: int, out: Path) -> None:
+        """Train the model, or take what is there.
+
+        Raises:
+            SparqError: a step fails; if the loss is not finite, the message says so.
+        """
+        self.cell, self.profile, self.seed = cell, profile, seed
+        self.recipe: Recipe = profile.recipe_of(cell, seed)
+        folder = out / f"{profile.name}-seed{seed}"
+        self.run = RunFolder(folder / f"{cell.adaptation}{cell.rank or ''}")
+        if not self.run.path.exists():
+            speech = RunFolder(folder / "speech")
+            run_steps(self.recipe, speech, STEPS, until="vocab")
+            with atomic_path(self.run.path) as temporary:
+                shutil.copytree(speech.path, temporary)
+        run_steps(self.recipe, self.run, STEPS, until="train")
+
+    @cached_property
+    def speechlm(self) -> SpeechLM:
+        """The model in full precision."""
+        return load_speechlm(self.run.model(self.cell.framework))
+
+    def forget_model(self) -> None:
+        """Free the memory of the model; it is loaded anew where it is asked for."""
+        self.__dict__.pop("speechlm", None)
+
+    @cached_property
+    def splits(self) -> dict[str, list[Spoken]]:
+        """The test splits, as far as they are measured."""
+        count = self.recipe.evaluate.max_utterances
+        splits = {name: load_split(self.run, name, self.speechlm.vocabulary) for name in test_splits(self.run)}
+        return {name: utterances[: count or None] for name, utterances in splits.items()}
+
+    def model(self, precision: str) -> PreTrainedModel:
+        """Return the model at a precision, calibrated as the step `quantize` does it."""
+        if precision == FULL:
+            return self.speechlm.model
+        vocabulary = self.speechlm.vocabulary
+        utterances = load_split(self.run, "train", vocabulary)
+        count = self.recipe.quantize.calibration_sequences
+        examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
+        batches = padded_batches([example for of_task in examples.values() for example in of_task], vocabulary)
+        scheme = QuantizationScheme.from_dict(self.profile.scheme_settings(precision))
+        return quantize(self.speechlm.model, batches, scheme)
+
+    def row(self, precision: str) -> Row:
+        """Return the four tasks and the outliers at a precision; what was measured is kept beside the model."""
+        scheme = {} if precision == FULL else self.profile.scheme_settings(precision)
+        key = fingerprint(used_settings(self.recipe, "evaluate", "quantize", "train", "model"), scheme)
+        file = self.run.path / "rows" / f"{self.cell.framework}-{precision}-{key}.json"
+        if not file.exists():
+            row = measure(
+                self.model(precision), self.speechlm.vocabulary, self.splits, self.recipe,
+                framework=self.cell.framework, precision=precision,
+            )  # fmt: skip
+            write_json(file, to_json(row))
+        return row_from_json(read_json(file), str(file))

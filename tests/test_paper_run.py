@@ -1,0 +1,216 @@
+"""`sparq paper run`: every experiment at its smallest size, what it records, and the plan of the papers' size."""
+
+import dataclasses
+import math
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sparq.cli.main import build_parser, main
+from sparq.errors import SparqError
+from sparq.files import read_json
+from sparq.papers import EXPERIMENTS, Cell, Experiment, find_experiment, read_records
+from sparq.papers.energy import read_joules
+from sparq.papers.full_plan import estimate, full_plan, full_preamble
+from sparq.papers.profiles import Profile, recipe_profile, small_profile, smoke_profile
+from sparq.papers.runner import run_experiment
+from sparq.quantization import QuantizationScheme
+from sparq.recipes.pipeline import STEPS
+from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.steps import run_steps
+from sparq.report.codec import row_from_json
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of everything."""
+    folder = tmp_path_factory.mktemp("papers")
+    assert main(["paper", "run", "all", "--profile", "smoke", "--out", str(folder)]) == 0
+    return folder
+
+
+def test_all_experiments_run_at_their_smallest(out: Path) -> None:
+    records = {(r.cell, r.measure): r for r in read_records(out / "results.jsonl")}
+    for experiment in EXPERIMENTS:
+        for cell in experiment.all_cells:
+            for measure in experiment.measures:
+                record = records[cell, measure]
+                assert record.values
+                assert all(value is not None and math.isfinite(value) for value in record.values.values()), record
+    for record in records.values():
+        assert record.profile == ("shapes" if record.measure == "parameters" else "smoke")
+        assert record.provenance.packages["torch"]
+        assert record.provenance.cpu
+        assert record.seconds >= 0
+    assert {path.stem for path in out.glob("*.html")} == {e.name for e in EXPERIMENTS if e.figure and e.measures}
+    page = (out / "sparq-figure-4.html").read_text()
+    assert "softmax1 lora" in page
+    assert "max_shift lora" in page
+
+
+def test_the_same_command_again_measures_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (out / "results.jsonl").read_bytes()
+    assert main(["paper", "run", "sparq-9", "sparq-figure-3", "--out", str(out)]) == 0
+    assert (out / "results.jsonl").read_bytes() == before
+    shown = capsys.readouterr()
+    assert "train-" not in shown.err
+    assert "sparq-9: Weight clipping; ours on opt, smoke" in shown.out
+
+
+def test_cells_differ_in_what_they_are_named_after(out: Path) -> None:
+    values = {r.cell: r.values for r in read_records(out / "results.jsonl") if r.measure == "tasks"}
+    clipped = [values[Cell(framework="vanilla", precision=f"w4a4-smoothquant{c}")] for c in ("", "-clip1", "-clip5")]
+    assert len({v["textlm_ppl"] for v in clipped}) == 3
+    adapted = [values[Cell(framework="vanilla", adaptation=a)] for a in ("full", "lora", "qlora", "qlora-4bit")]  # type: ignore[arg-type]
+    assert len({v["textlm_ppl"] for v in adapted}) == 4
+    assert values[Cell(framework="vanilla")] != values[Cell(framework="clipped")]
+
+
+def test_a_cell_is_what_the_recipes_own_steps_make(out: Path, tmp_path: Path) -> None:
+    """Trained, quantized and evaluated by `sparq run`, the same recipe gives the same numbers."""
+    cell = Cell(framework="softmax1", precision="w4a4-smoothquant")
+    recipe = smoke_profile(out / "smoke").recipe_of(cell, seed=0)
+    recipe = dataclasses.replace(recipe, quantize=dataclasses.replace(recipe.quantize, schemes=(cell.precision,)))
+    run = RunFolder(tmp_path / "run")
+    run_steps(recipe, run, STEPS)
+    row = row_from_json(read_json(run.evaluation(cell.framework, cell.precision)), "row")
+    (record,) = [r for r in read_records(out / "results.jsonl") if (r.cell, r.measure) == (cell, "tasks")]
+    assert row.textlm_ppl is not None
+    assert row.speechlm_ppl is not None
+    assert record.values["textlm_ppl"] == pytest.approx(row.textlm_ppl.value, rel=1e-6)
+    assert record.values["speechlm_ppl"] == pytest.approx(row.speechlm_ppl.value, rel=1e-6)
+
+
+def test_parameters_are_those_of_table_11(out: Path) -> None:
+    found = {r.model: r.values for r in read_records(out / "results.jsonl") if r.measure == "parameters"}
+    assert {model: values["lora_parameters"] for model, values in found.items()} == {
+        "opt-125m": 9.437184, "opt-350m": 25.165824, "opt-1.3b": 50.331648,
+    }  # fmt: skip
+
+
+def test_a_training_that_diverges_is_a_result(out: Path, tmp_path: Path) -> None:
+    smoke = smoke_profile(out / "smoke")
+    train = dataclasses.replace(smoke.recipe.train, learning_rate=1e30, warmup_updates=0)
+    profile = Profile(name="smoke", recipe=dataclasses.replace(smoke.recipe, train=train))
+    cells = (Cell(framework="max_shift"), Cell(framework="max_shift", precision="w8a8-rtn"))
+    experiment = Experiment(
+        name="x", paper="sparq", element="Table 4", title="x", measures=("accuracy", "tasks"), cells=cells
+    )
+    records = run_experiment(experiment, profile, out=tmp_path, results=tmp_path / "results.jsonl", seed=0)
+    assert len(records) == 4
+    assert all(value is None for record in records for value in record.values.values())
+    assert all("the loss is " in record.note for record in records)
+    assert records[0].values == {"accuracy": None}
+    assert set(records[1].values) == {"textlm_ppl", "speechlm_ppl", "asr_wer", "tts_uer"}
+    assert run_experiment(experiment, profile, out=tmp_path, results=tmp_path / "results.jsonl", seed=0) == records
+
+
+def test_other_settings_under_one_name_are_refused(out: Path) -> None:
+    smoke = smoke_profile(out / "smoke")
+    changed = dataclasses.replace(smoke.recipe, train=dataclasses.replace(smoke.recipe.train, clip_norm=2.0))
+    with pytest.raises(SparqError, match="has results of 'smoke' .smoke, seed 0. under other settings"):
+        run_experiment(
+            find_experiment("sparq-7"), dataclasses.replace(smoke, recipe=changed),
+            out=out, results=out / "results.jsonl", seed=0,
+        )  # fmt: skip
+
+
+def test_the_other_profiles_have_a_recipe_for_every_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARQ_CORPUS", str(tmp_path))
+    recipes = REPOSITORY / "recipes" / "paper"
+    for profile in (small_profile(tmp_path), *(recipe_profile(p) for p in sorted(recipes.glob("*-full.yaml")))):
+        for cell in {cell for experiment in EXPERIMENTS for cell in experiment.all_cells}:
+            recipe = profile.recipe_of(cell, seed=1)
+            assert (recipe.seed, recipe.frameworks) == (1, (cell.framework,))
+            assert recipe.train.method == cell.adaptation.partition("-")[0]
+            if cell.rank:
+                assert recipe.train.rank in (cell.rank, cell.rank // 4)
+            if cell.precision != "full":
+                QuantizationScheme.from_dict(profile.scheme_settings(cell.precision))
+
+
+def test_norms_of_trained_models(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of LoRA's the query update is measured too; after full fine-tuning there is none."""
+    for adaptation, columns in (("lora", 5), ("full", 3)):
+        model = out / "smoke-seed0" / adaptation / "models" / "softmax1"
+        assert main(["paper", "norms", str(model), "--tokens", "60"]) == 0
+        lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+        layers = [line for line in lines if line and line[0] in ("0", "1")]
+        assert [len(line) for line in layers] == [columns, columns]
+
+
+def test_ranks_are_divided_and_alpha_keeps_its_share(tmp_path: Path) -> None:
+    profile = smoke_profile(tmp_path)
+    train = profile.recipe_of(Cell(framework="vanilla", adaptation="lora", rank=512), seed=3).train
+    assert (train.rank, train.alpha, train.method) == (32, 32, "lora")
+    assert profile.recipe_of(Cell(framework="vanilla", adaptation="qlora-4bit"), seed=3).train.base == "nf4"
+    assert profile.recipe_of(Cell(framework="vanilla"), seed=3).seed == 3
+    settings = profile.scheme_settings("w8a8-smoothquant-clip5")
+    assert (settings["weight_range"], settings["weight_tail"], settings["weight_bits"]) == ("percentile", 0.05, 8)
+    with pytest.raises(SparqError, match="is not a scheme"):
+        profile.scheme_settings("w8a8")
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
+def test_the_plan_of_the_papers_size_is_commands_that_exist(experiment: Experiment) -> None:
+    lines = full_plan(experiment).splitlines()
+    commands = [line for line in lines if not line.startswith("#")]
+    assert len(commands) >= (3 if experiment.measures and experiment.measures != ("parameters",) else 0)
+    for command in commands:
+        arguments = build_parser().parse_strictly(shlex.split(command, comments=True)[1:])
+        assert arguments.experiments == [experiment.name]
+        assert arguments.recipe is None or (REPOSITORY / arguments.recipe).is_file()
+
+
+def test_the_plan_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["paper", "run", "all", "--profile", "full"]) == 0
+    assert list(tmp_path.iterdir()) == []
+    shown = capsys.readouterr().out
+    assert shown.startswith(full_preamble())
+    assert "sparq paper run sparq-6 --recipe recipes/paper/opt1.3b-full.yaml" in shown
+
+
+def test_the_estimate_is_its_formula() -> None:
+    """SpARQ table 3 on OPT-125m: three trainings of 2e10 tokens, 6 FLOPs a parameter and token, 93.6 TFLOP/s."""
+    found = estimate(find_experiment("sparq-3"), "opt-125m")
+    assert found.trainings == 3
+    assert found.gpu_hours == pytest.approx(3 * 1.5e19 / 9.36e13 / 3600)
+    assert found.disk_gb == pytest.approx(3 * 2.5)
+    # Three of full fine-tuning, and three ranks for each of three frameworks.
+    assert estimate(find_experiment("sparq-5"), "opt-125m").trainings == 12
+    assert estimate(find_experiment("sparq-6"), "opt-125m").trainings == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["sparq-figure-1"], "sparq-figure-1 is a drawing"),
+        (["table 1"], "unknown experiment 'table 1'"),
+        (["sparq-1", "--profile", "small", "--recipe", "x.yaml"], "argument --recipe: not allowed with"),
+        (["sparq-1", "--recipe", "nothing.yaml"], "no such file: nothing.yaml"),
+        (["sparq-1", "--seed", "-1"], "argument --seed: '-1' is not a whole number"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        status = main(["paper", "run", *arguments])
+    except SystemExit as exit_:
+        status = int(str(exit_.code))
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+def test_energy_is_the_sum_of_packages_where_it_can_be_read(tmp_path: Path) -> None:
+    assert read_joules(tmp_path) is None
+    for name, value in (("intel-rapl:0", 2_500_000), ("intel-rapl:1", 500_000), ("intel-rapl:0:0", 9_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(f"{value}\n")
+    assert read_joules(tmp_path) == 3.0
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("")
+    assert read_joules(tmp_path) is None
