@@ -1,5 +1,6 @@
 """Batches as a pure function of seed and epoch, so that a resumed run sees exactly what an uninterrupted one sees."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -166,20 +167,34 @@ def training_batches(
     """
     assert utterances, "an empty training split has no batches"
     assert shares is None or shares.any(), "an epoch without an utterance would never end"
-    epoch = 0
-    while True:
-        shown = utterances
-        if shares is not None:
-            shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
-        examples = epoch_examples(shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise)
-        random = np.random.default_rng([seed, epoch, 1])
-        if long_length is None:
-            groups = group_by_length(examples, batch_tokens=batch_tokens, random=random)
-        else:
-            groups = group_packed(examples, batch_tokens=batch_tokens, long_length=long_length, random=random)
-        for group in groups:
-            if skip > 0:
-                skip -= 1
-            else:
-                yield collate(group, pad_id=pad_id) if long_length is None else pack(group)
-        epoch += 1
+    for epoch in itertools.count():
+        groups = epoch_groups(
+            utterances, vocabulary, weights=weights, batch_tokens=batch_tokens, seed=seed, epoch=epoch,
+            long_length=long_length, unit_noise=unit_noise, shares=shares,
+        )  # fmt: skip
+        for group in groups[skip:]:
+            yield collate(group, pad_id=pad_id) if long_length is None else pack(group)
+        skip = max(0, skip - len(groups))
+
+
+def epoch_groups(
+    utterances: Sequence[Spoken],
+    vocabulary: JointVocabulary,
+    *,
+    weights: Mapping[Task, float],
+    batch_tokens: int,
+    seed: int,
+    epoch: int,
+    long_length: int | None = None,
+    unit_noise: float = 0.0,
+    shares: Float[np.ndarray, "utterances"] | None = None,
+) -> list[list[Example]]:
+    """Return the examples of one epoch, grouped into batches; the arguments are those of `training_batches`."""
+    shown = utterances
+    if shares is not None:
+        shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
+    examples = epoch_examples(shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise)
+    random = np.random.default_rng([seed, epoch, 1])
+    if long_length is None:
+        return group_by_length(examples, batch_tokens=batch_tokens, random=random)
+    return group_packed(examples, batch_tokens=batch_tokens, long_length=long_length, random=random)
