@@ -27,6 +27,7 @@ VOCABULARY = fit_vocabulary(
 class Said:
     text: str
     units: tuple[int, ...]
+    seconds: float = 0.5
 
 
 SAID = [Said("red lamp" if i % 3 else "", tuple((i + j) % 6 for j in range(3 + i % 11))) for i in range(40)]

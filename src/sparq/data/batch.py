@@ -25,6 +25,7 @@ class Batch:
         num_targets: labels that count.
         lengths: tokens of each sequence.
         packed: whether the sequences lie one after another in one row.
+        seconds: how long the speech in it lasts.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -32,6 +33,7 @@ class Batch:
     num_targets: int
     lengths: tuple[int, ...]
     packed: bool = False
+    seconds: float = 0.0
 
     @property
     def num_tokens(self) -> int:
@@ -71,6 +73,7 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> Batch:
         labels=labels,
         num_targets=sum(len(e.target) for e in examples),
         lengths=tuple(len(e) for e in examples),
+        seconds=sum((e.seconds for e in examples), 0.0),
     )
 
 
@@ -86,4 +89,5 @@ def pack(examples: Sequence[Example]) -> Batch:
         num_targets=sum(len(e.target) for e in examples),
         lengths=tuple(len(e) for e in examples),
         packed=True,
+        seconds=sum((e.seconds for e in examples), 0.0),
     )

@@ -1,5 +1,6 @@
 """Batches as a pure function of seed and epoch, so that a resumed run sees exactly what an uninterrupted one sees."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -24,6 +25,10 @@ class Spoken(Protocol):
     @property
     def units(self) -> Sequence[int]:
         """Speech units."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the speech lasts."""
 
 
 def corrupt_units(units: Sequence[int], *, rate: float, num_units: int, random: np.random.Generator) -> list[int]:
@@ -74,7 +79,8 @@ def epoch_examples(
         heard = None
         if task == "asr":
             heard = corrupt_units(utterance.units, rate=unit_noise, num_units=vocabulary.num_units, random=random)
-        examples.append(make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard))
+        example = make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard)
+        examples.append(example if task == "textlm" else dataclasses.replace(example, seconds=utterance.seconds))
     return examples
 
 

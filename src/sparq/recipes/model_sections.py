@@ -12,6 +12,7 @@ from typing import Literal
 from sparq.adaptation import Base, Initialization
 from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
+from sparq.training.trackers import Tracker
 
 FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
 """The attentions that are compared: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
@@ -103,6 +104,8 @@ class TrainConfig:
         average_best: the result is the mean of the states of so many validations, those of best accuracy; VoxtLM
             takes 10.
         patience: validations without a new best accuracy after which training ends; none for all updates.
+        loggers: experiment trackers that are told every update, besides the plain log.
+        profile: updates of which a table of the time of every operation is written, after two others; 0 for none.
         sink_updates: updates over which the attention of `softmax1` goes from the pretrained one to its own, so that
             training starts from the pretrained function; 0 for at once. Other frameworks do not read it.
     """
@@ -136,6 +139,8 @@ class TrainConfig:
     validate_updates: int = 100
     average_best: int = 1
     patience: int | None = None
+    loggers: tuple[Tracker, ...] = field(default=(), metadata=NO_EFFECT)
+    profile: int = field(default=0, metadata=NO_EFFECT)
     sink_updates: int = 0
 
     def validate(self, where: str) -> None:
@@ -151,6 +156,8 @@ class TrainConfig:
             check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
         check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
         check_unique(f"{where}.targets", self.targets)
+        check(self.profile >= 0, f"{where}.profile", self.profile, "at least 0")
+        check_unique(f"{where}.loggers", self.loggers)
         check_positive(where, loftq_iterations=self.loftq_iterations)
         self._validate_method(where)
         self.task_weights.validate(f"{where}.task_weights")

@@ -140,7 +140,7 @@ class TrainingPlan:
             f"{self.recipe.name}: {train.updates:,} updates{epoch}, of {self.update_tokens:,.0f} tokens each"
             f" ({train.accumulate} x {shapes.batch_tokens:,.0f}); {shapes.source}",
             "",
-            "| framework | trained | of | weights | optimizer | update | peak memory | tokens/s | an update | training |",
+            "| framework | trained | of | weights | optimizer | update | peak memory | tokens/s | update | training |",
             "|---|---|---|---|---|---|---|---|---|---|",
         ]
         for framework in self.frameworks:
@@ -315,7 +315,7 @@ def _most_blocks(recipe: Recipe, model: PreTrainedModel | PeftModel, blocks: int
     seconds = ModelFlops.of(model).of_batch(largest) / (_EFFICIENCY * matmul_rate(device, dtype))
     # Weights, and for what is trained gradients, Adam's moments and float32 copies of weights and gradients.
     held = sum((dtype.itemsize + (20 if p.requires_grad else 0)) * p.numel() for p in model.parameters())
-    share = min(1.0, _LONGEST / seconds, 0.5 * free / held)
+    share: float = min(1.0, _LONGEST / seconds, 0.5 * free / held)
     return min(blocks, max(2, math.floor(share * blocks)))
 
 

@@ -52,6 +52,7 @@ class Spoken:
     corpus: str
     text: str
     units: list[int]
+    seconds: float
 
 
 def as_spoken(utterance: UnitUtterance) -> Spoken:
@@ -62,6 +63,7 @@ def as_spoken(utterance: UnitUtterance) -> Spoken:
         corpus=utterance.corpus,
         text=utterance.text,
         units=utterance.units.tolist(),
+        seconds=utterance.seconds,
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from sparq.training.optimizer import Schedule
+from sparq.training.trackers import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class TrainingSettings:
         patience: validations without a new highest accuracy after which training ends; None never ends it.
         sink_updates: updates over which the sink of `softmax1` rises from the pretrained softmax's; 0 starts with it.
             Nothing is selected before its end: the weights are not of the final attention.
+        loggers: experiment trackers that are told every update: `sparq.training.trackers`.
+        profile: updates whose operations are timed one by one: `sparq.training.profiling`.
         stop_after: end early after so many updates, with the schedule still as for `updates`.
     """
 
@@ -42,6 +45,8 @@ class TrainingSettings:
     average_best: int = 1
     patience: int | None = None
     sink_updates: int = 0
+    loggers: tuple[Tracker, ...] = ()
+    profile: int = 0
     stop_after: int | None = None
 
     @property
