@@ -26,6 +26,7 @@ class Batch:
         lengths: tokens of each sequence.
         packed: whether the sequences lie one after another in one row.
         seconds: how long the speech in it lasts.
+        epochs: how many epochs a training has seen with it, in parts of one; None outside of a training's stream.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -34,6 +35,7 @@ class Batch:
     lengths: tuple[int, ...]
     packed: bool = False
     seconds: float = 0.0
+    epochs: float | None = None
 
     @property
     def num_tokens(self) -> int:

@@ -8,45 +8,26 @@ fewer blocks are measured, and the straight line through them gives that of all 
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from sparq.adaptation import add_lora, count_parameters, trainable_parameters
-from sparq.data import Batch, collate, pack
-from sparq.data.batching import epoch_groups
+from sparq.data import Batch
 from sparq.errors import SparqError
 from sparq.models import convert
 from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
-from sparq.recipes.jobs import plan
-from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
-from sparq.recipes.train_step import (
-    DTYPES,
-    load_split,
-    load_vocabulary,
-    lora_settings,
-    stream_options,
-    validation_batches,
-)
-from sparq.tokens import Example
-from sparq.tokens.special import PAD
+from sparq.recipes.train_step import DTYPES, lora_settings, training_settings
+from sparq.recipes.training_shapes import Shapes, training_shapes
 from sparq.training.cost import TrainingCost, measure_cost
 from sparq.training.flops import ModelFlops, matmul_rate
-
-ASSUMED_LENGTH = 128
-"""Tokens of a sequence where no vocabulary says: LibriSpeech's four tasks with 5,000 pieces have 108 on average."""
-
-_SAMPLE = 4000
-"""Utterances at most that stand for a training split."""
 
 _SECONDS = 8.0
 """How long forward and backward of a framework are timed."""
@@ -56,32 +37,6 @@ _LONGEST = 4.0
 
 _EFFICIENCY = 0.4
 """Share of the speed of plain products that such a pass is assumed to reach, to choose the number of blocks."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """The micro-batches of a training.
-
-    Attributes:
-        pieces: size of the vocabulary.
-        batches: the first ones of a training, or of a part of its utterances.
-        largest: the one that takes most memory.
-        epoch_tokens: tokens of an epoch; None where they are not known.
-        validation_tokens: tokens of a validation, likewise.
-        source: where that is from, in words.
-    """
-
-    pieces: int
-    batches: tuple[Batch, ...]
-    largest: Batch
-    epoch_tokens: float | None
-    validation_tokens: int | None
-    source: str
-
-    @property
-    def batch_tokens(self) -> float:
-        """Tokens of a micro-batch on average."""
-        return sum(batch.num_tokens for batch in self.batches) / len(self.batches)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +132,7 @@ def plan_training(recipe: Recipe, run: RunFolder | None) -> TrainingPlan:
             how much memory a process takes.
     """
     set_threads(recipe)
-    shapes = _shapes(recipe, run)
+    shapes = training_shapes(recipe, run)
     reference = resolve_model(recipe.model.backbone)
     try:
         config = AutoConfig.from_pretrained(reference)
@@ -188,58 +143,6 @@ def plan_training(recipe: Recipe, run: RunFolder | None) -> TrainingPlan:
     process = psutil.Process().memory_info().rss
     plans = (_plan_framework(recipe, framework, config, shapes, process=process) for framework in recipe.frameworks)
     return TrainingPlan(recipe=recipe, shapes=shapes, frameworks=tuple(plans))
-
-
-def _shapes(recipe: Recipe, run: RunFolder | None) -> Shapes:
-    if run is None:
-        return _assumed(recipe, "assumed, because no --out names a run with a vocabulary")
-    job = next(job for job in plan(recipe, STEPS) if job.name == "vocab")
-    if not run.is_done(job.name, job.key):
-        why = "assumed, because the run has no vocabulary of this recipe: `sparq run --until vocab` makes it"
-        return _assumed(recipe, why)
-    vocabulary = load_vocabulary(run)
-    utterances = load_split(run, "train", vocabulary)
-    options = stream_options(recipe, utterances)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(utterances))[:_SAMPLE]
-    options["shares"] = options["shares"][chosen]
-    groups = epoch_groups([utterances[i] for i in chosen], vocabulary, epoch=0, **options)
-    pad = vocabulary.token_id(PAD)
-    validation = validation_batches(
-        load_split(run, "valid", vocabulary), vocabulary, batch_tokens=recipe.train.batch_tokens, seed=recipe.seed
-    )
-    batches = [_batch(recipe, group, pad) for group in groups]
-    return _shaped(
-        batches,
-        pieces=len(vocabulary),
-        epoch_tokens=sum(batch.num_tokens for batch in batches) * len(utterances) / len(chosen),
-        validation_tokens=sum(batch.num_tokens for own in validation.values() for batch in own),
-        source=f"lengths are those of {len(chosen):,} of {len(utterances):,} utterances",
-    )
-
-
-def _assumed(recipe: Recipe, why: str) -> Shapes:
-    """Return full micro-batches of sequences of one length."""
-    length = min(ASSUMED_LENGTH, recipe.train.batch_tokens)
-    random = np.random.default_rng(recipe.seed)
-    ids = random.integers(recipe.vocab.size, size=(recipe.train.batch_tokens // length, length)).tolist()
-    # The loss counts on about half of a sequence: a prompt of the one kind, a target of the other.
-    examples = [Example(task="asr", prompt=tuple(row[: length // 2]), target=tuple(row[length // 2 :])) for row in ids]
-    return _shaped(
-        [_batch(recipe, examples, 0)],
-        pieces=recipe.vocab.size,
-        epoch_tokens=None,
-        validation_tokens=None,
-        source=f"lengths of {length} tokens are {why}",
-    )
-
-
-def _shaped(batches: list[Batch], **others: object) -> Shapes:
-    largest = max(batches, key=lambda batch: (batch.input_ids.numel(), sum(n * n for n in batch.lengths)))
-    return Shapes(batches=tuple(batches), largest=largest, **others)  # type: ignore[arg-type]
-
-
-def _batch(recipe: Recipe, group: Sequence[Example], pad: int) -> Batch:
-    return pack(group) if recipe.train.packing else collate(group, pad_id=pad)
 
 
 def _plan_framework(
@@ -256,9 +159,12 @@ def _plan_framework(
         with device:
             model = _build(recipe, framework, config, pieces=shapes.pieces, blocks=count)
         cost = measure_cost(
-            model, shapes.batches, largest=shapes.largest, accumulate=recipe.train.accumulate,
-            smoothing=recipe.train.label_smoothing, seconds=_SECONDS,
-        )  # fmt: skip
+            model,
+            shapes.batches,
+            largest=shapes.largest,
+            settings=training_settings(recipe, framework),
+            seconds=_SECONDS,
+        )
         if cost is None:
             raise SparqError("this system does not tell how much memory a process takes: --plan needs Linux or CUDA")
         return cost

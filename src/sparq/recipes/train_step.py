@@ -19,6 +19,7 @@ from sparq.adaptation import (
     save_speechlm,
     trainable_parameters,
 )
+from sparq.attention import AttentionSpec
 from sparq.data import Batch, collate, training_batches
 from sparq.data.batching import epoch_examples, group_by_length
 from sparq.errors import SparqError
@@ -84,7 +85,7 @@ def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after", "sink_updates"}
     return TrainingSettings(
         **{name: getattr(recipe.train, name) for name in names},
-        sink_updates=recipe.train.sink_updates if framework == "softmax1" else 0,
+        sink_updates=recipe.train.sink_updates if AttentionSpec.parse(framework).normalization == "softmax1" else 0,
     )
 
 
@@ -114,6 +115,7 @@ def stream_options(recipe: Recipe, utterances: list[Spoken]) -> dict[str, Any]:
         "long_length": train.long_length if train.packing else None,
         "unit_noise": train.unit_noise,
         "shares": shares,
+        "temperature": train.task_temperature,
     }
 
 

@@ -16,6 +16,7 @@ from sparq.data import Batch
 from sparq.process_memory import peak_bytes
 from sparq.training.loss import LanguageModelLoss
 from sparq.training.optimizer import MasterAdam
+from sparq.training.settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,7 @@ def measure_cost(
     batches: Sequence[Batch],
     *,
     largest: Batch,
-    accumulate: int,
-    smoothing: float,
+    settings: TrainingSettings,
     seconds: float,
 ) -> TrainingCost | None:
     """Train for some seconds at a learning rate of 0; None where nothing tells how much memory that takes.
@@ -60,48 +60,51 @@ def measure_cost(
         model: on the device, of any weights.
         batches: micro-batches as they come, which are gone through from the first.
         largest: the one that takes most memory.
-        accumulate: micro-batches of an update.
-        smoothing: label smoothing.
+        settings: of the training.
         seconds: how long forward and backward are timed; two micro-batches at least.
     """
-    loss = LanguageModelLoss(model).train()
+    loss = LanguageModelLoss(model, settings.penalty(model)).train()
     parameters = trainable_parameters(model).values()
     optimizer = MasterAdam(parameters, weight_decay=0.0, betas=(0.9, 0.98))
     device = next(iter(parameters)).device
 
     def learn(batch: Batch) -> None:
-        loss(batch.to(device), smoothing).objective.backward()
+        loss(batch.to(device), settings.label_smoothing).objective.backward()
 
     def update() -> float:
         return optimizer.update(rate=0.0, gradient_scale=1.0, clip_norm=1.0)
 
     def whole_update() -> None:
         # The second micro-batch finds the gradients of the first.
-        for _ in range(min(2, accumulate)):
+        for _ in range(min(2, settings.accumulate)):
             learn(largest)
         update()
 
-    learn(largest)
-    update()
-    step = peak_bytes(whole_update, device)
-    if step is None:
-        return None
-    tokens, spent = _timed(learn, batches, device, seconds=seconds)
-    update_seconds = _clock(update, device)
-    with torch.no_grad():
+    taken: dict[str, float] = {}
+
+    def train() -> None:
+        learn(largest)
+        update()
+        whole_update()
+        # Batches of many sizes leave holes in the process's memory, which count.
+        tokens, spent = _timed(learn, batches, device, seconds=seconds)
+        taken["micro_batch"] = spent / tokens
+        taken["update"] = _clock(update, device)
         loss.eval()
-        read, reading = _timed(lambda batch: loss(batch.to(device)), batches, device, seconds=seconds / 4)
+        with torch.no_grad():
+            tokens, spent = _timed(lambda batch: loss(batch.to(device)), batches, device, seconds=seconds / 4)
+        taken["validation"] = spent / tokens
+        loss.train()
+        whole_update()
+
+    grown = peak_bytes(train, device)
+    if grown is None:
+        return None
     moments = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
     held = _storages([*model.parameters(), *model.buffers()])
-    return TrainingCost(
-        weights=float(sum(held.values())),
-        # Parameters in float32 are their own master weights.
-        optimizer=float(sum(size for place, size in _storages(moments).items() if place not in held)),
-        step=float(step),
-        micro_batch=spent / tokens,
-        update=update_seconds,
-        validation=reading / read,
-    )
+    # Parameters in float32 are their own master weights.
+    states = float(sum(size for place, size in _storages(moments).items() if place not in held))
+    return TrainingCost(weights=float(sum(held.values())), optimizer=states, step=grown - states, **taken)
 
 
 def _timed(

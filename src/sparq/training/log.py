@@ -30,10 +30,12 @@ class Update:
         update: its number, from 1.
         tokens: tokens so far.
         seconds: time so far.
-        loss: smoothed cross-entropy.
+        loss: what is minimized: smoothed cross-entropy, and the penalty if there is one.
         nll: plain negative log-likelihood.
         learning_rate: its rate.
         gradient_norm: before clipping.
+        penalty: on outliers, part of `loss`.
+        epochs: how often the training split has been gone through by then, if the stream tells.
         valid_nll: of the validation set, if it was validated.
         valid_accuracy: share of validation targets that had the largest logit.
         valid_tasks: the two for each task by itself.
@@ -47,6 +49,8 @@ class Update:
     nll: float
     learning_rate: float
     gradient_norm: float
+    penalty: float | None = None
+    epochs: float | None = None
     valid_nll: float | None = None
     valid_accuracy: float | None = None
     valid_tasks: dict[str, tuple[float, float]] | None = None

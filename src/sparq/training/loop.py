@@ -81,7 +81,7 @@ class TrainingRun:
         self.names = list(parameters)
         self.flops, self.dtype = ModelFlops.of(model), model.dtype
         self.optimizer = MasterAdam(parameters.values(), weight_decay=settings.weight_decay, betas=settings.betas)
-        self.loss = self.workers.share(LanguageModelLoss(model), self.optimizer)
+        self.loss = self.workers.share(LanguageModelLoss(model, settings.penalty(model)), self.optimizer)
         restored = load_checkpoint(folder / "checkpoint", key)
         if restored is None:
             self.progress = Progress(key=key)
@@ -159,16 +159,16 @@ class TrainingRun:
         start = time.perf_counter()
         if self.sinks is not None:
             self.sinks.set(self.progress.updates)
-        sums: list[float | Tensor] = [0.0] * 6
+        sums: list[float | Tensor] = [0.0] * 7
         micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
         for number, batch in enumerate(micro_batches, start=1):
             with self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
                 loss = self.loss(batch, settings.label_smoothing)
                 loss.objective.backward()
             own = (loss.objective.detach(), loss.nll, loss.num_targets, batch.num_tokens)
-            work = (batch.seconds, self.flops.of_batch(batch))
+            work = (batch.seconds, self.flops.of_batch(batch), 0.0 if loss.penalty is None else loss.penalty)
             sums = [a + b for a, b in zip(sums, (*own, *work), strict=True)]
-        objective, nll, targets, tokens, speech, flops = self.workers.total(sums)
+        objective, nll, targets, tokens, speech, flops, penalty = self.workers.total(sums)
         if not math.isfinite(objective):
             raise SparqError(
                 f"the loss is {objective} at update {self.progress.updates + 1}: lower train.learning_rate"
@@ -200,6 +200,8 @@ class TrainingRun:
             nll=nll / targets,
             learning_rate=rate,
             gradient_norm=norm,
+            penalty=penalty / targets if loss.penalty is not None else None,
+            epochs=micro_batches[-1].epochs,
             speed=Speed(tokens=tokens / seconds, speech=speech / seconds, mfu=flops / seconds / peak),
         )
 
