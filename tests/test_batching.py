@@ -1,6 +1,7 @@
 """Batches: nothing lost, loss only where the templates say, and the same stream after a resume."""
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass
 
 import hypothesis.strategies as st
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sparq.data import IGNORE, collate, group_by_length, training_batches
+from sparq.data import IGNORE, collate, group_by_length, pack, training_batches
 from sparq.data.batching import corrupt_units, draw_epoch, epoch_examples
 from sparq.errors import SparqError
 from sparq.tokens import Example, fit_vocabulary
@@ -27,6 +28,7 @@ VOCABULARY = fit_vocabulary(
 class Said:
     text: str
     units: tuple[int, ...]
+    seconds: float = 0.5
 
 
 SAID = [Said("red lamp" if i % 3 else "", tuple((i + j) % 6 for j in range(3 + i % 11))) for i in range(40)]
@@ -57,14 +59,73 @@ def test_labels_count_after_the_generate_token_only() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(skip=st.integers(0, 40))
-def test_a_resumed_stream_continues_the_same(skip: int) -> None:
+@given(skip=st.integers(0, 40), temperature=st.sampled_from([None, 2.0]))
+def test_a_resumed_stream_continues_the_same(skip: int, temperature: float | None) -> None:
     options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0, "unit_noise": 0.2}
+    options["temperature"] = temperature
     whole = list(itertools.islice(training_batches(SAID, VOCABULARY, **options), skip + 3))
     resumed = list(itertools.islice(training_batches(SAID, VOCABULARY, skip=skip, **options), 3))
     for a, b in zip(whole[skip:], resumed, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 1000.0])
+def test_tasks_are_mixed_by_temperature(temperature: float) -> None:
+    """p_i in proportion to w_i n_i^(1/T): 40 utterances, 26 of them with text."""
+    weights = {"asr": 3.0, "tts": 1.0, "speechlm": 1.0, "textlm": 0.0}
+    shown: dict[str, list[Counter[tuple[int, ...]]]] = {task: [] for task in TASKS}
+    for epoch in range(60):
+        examples = epoch_examples(SAID, VOCABULARY, weights=weights, seed=0, epoch=epoch, temperature=temperature)
+        assert len(examples) == len(SAID)
+        for task in TASKS:
+            shown[task].append(Counter(e.prompt + e.target for e in examples if e.task == task))
+    sizes = {"asr": 26, "tts": 26, "speechlm": 40, "textlm": 26}
+    powers = {task: weights[task] * sizes[task] ** (1 / temperature) for task in TASKS}
+    for task in TASKS:
+        share = sum(sum(counts.values()) for counts in shown[task]) / (60 * len(SAID))
+        expected = powers[task] / sum(powers.values())
+        assert abs(share - expected) <= 4 * (expected * (1 - expected) / (60 * len(SAID))) ** 0.5
+    # No utterance a second time before all of the task's had their turn; 13 sequences are alike in this corpus.
+    distinct = Counter(e.prompt + e.target for e in all_as("asr"))
+    for counts in shown["asr"]:
+        rounds = -(-sum(counts.values()) // 26)
+        assert all(count <= rounds * distinct[ids] for ids, count in counts.items())
+
+
+def all_as(task: str) -> list[Example]:
+    weights = {other: float(other == task) for other in TASKS}
+    return [e for e in epoch_examples(SAID, VOCABULARY, weights=weights, seed=0, epoch=0) if e.task == task]
+
+
+def test_a_mixture_of_tasks_without_data() -> None:
+    speech = [said for said in SAID if not said.text]
+    examples = epoch_examples(speech, VOCABULARY, weights=dict.fromkeys(TASKS, 1.0), seed=0, epoch=0, temperature=2.0)
+    assert {e.task for e in examples} == {"speechlm"}
+
+
+def test_a_stream_counts_its_epochs() -> None:
+    options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0}
+    counted: list[float] = []
+    shown = 0
+    for batch in itertools.islice(training_batches(SAID, VOCABULARY, **options), 60):
+        shown += len(batch.lengths)
+        assert batch.epochs is not None
+        counted.append(batch.epochs)
+        # Whole epochs end with the last of their utterances.
+        assert (batch.epochs % 1 == 0) == (shown % len(SAID) == 0)
+        assert int(batch.epochs) == shown // len(SAID)
+    assert counted == sorted(counted)
+    assert counted[-1] > 2
+    (resumed,) = itertools.islice(training_batches(SAID, VOCABULARY, skip=59, **options), 1)
+    assert resumed.epochs == counted[-1]
+
+
+def test_speech_is_timed_but_in_text_alone() -> None:
+    for task in TASKS:
+        assert all(e.seconds == (0.0 if task == "textlm" else 0.5) for e in all_as(task))
+    batch = collate(all_as("asr")[:4], pad_id=0)
+    assert batch.seconds == pack(all_as("asr")[:4]).seconds == 2.0
 
 
 def test_tasks_follow_their_weights_and_speech_without_text_is_speechlm() -> None:

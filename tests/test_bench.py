@@ -15,9 +15,9 @@ from sparq.bench import (
     interleave,
     scheme_named,
 )
-from sparq.bench.memory import peak_bytes
 from sparq.cli.main import main
 from sparq.errors import SparqError
+from sparq.process_memory import peak_bytes
 
 
 def test_ratios_are_within_rounds() -> None:

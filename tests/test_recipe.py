@@ -78,6 +78,9 @@ def test_a_resolved_recipe_is_a_recipe_and_resolves_to_itself(file: Path, tmp_pa
     ("override", "message"),
     [
         ("frameworks=[sofmax1]", "recipe.frameworks[0] is 'sofmax1': did you mean 'softmax1'?"),
+        ("frameworks=[softmax1+gate]", "recipe.frameworks[0] is 'softmax1+gate': did you mean 'gated' or 'gated_mlp'?"),
+        ("frameworks=[gated+softmax1]", "recipe.frameworks[0] is 'gated+softmax1': expected softmax1+gated"),
+        ("frameworks=[softmax1+max_shift]", "attention 'softmax1+max_shift' names two of a kind"),
         ("frameworks=[]", "recipe.frameworks is []: expected at least one of vanilla, softmax1, max_shift"),
         ("frameworks=[vanilla, vanilla]", "recipe.frameworks lists 'vanilla' twice: list it once"),
         ("name=' '", "recipe.name is ' ': expected a name"),

@@ -18,6 +18,7 @@ from sparq.report import (
     Results,
     Row,
     TrainingCurve,
+    plots,
     render_html,
     render_terminal,
     write_html,
@@ -209,6 +210,28 @@ def test_broken_models_are_drawn(tmp_path: Path):
     terminal = render_terminal(broken)
     assert "Drop leaves out TextLM PPL" not in terminal
     assert "No drop for my_own: it has no row at full precision." in terminal
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_accuracy_is_drawn_against_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: bool):
+    """Figure 1 of the case study before SpARQ; a log without epochs has updates there."""
+    points = tuple(
+        CurvePoint(
+            update=u, tokens=u, seconds=1.0, loss=1.0, lr=0.1, epochs=u / 8 if logged else None,
+            valid_accuracy=u / 40 if u % 4 == 0 else None,
+        )
+        for u in range(1, 17)
+    )  # fmt: skip
+    curves = {name: TrainingCurve(points=points) for name in ("vanilla", "softmax1")}
+    figures = []
+    monkeypatch.setattr(plots, "inline_svg", lambda figure, _: figures.append(figure))
+    plots.learning_curves(full_results(tmp_path, curves=curves))
+    loss, _, accuracy = figures[0].axes
+    assert (loss.get_xlabel(), accuracy.get_xlabel()) == ("updates", "epochs" if logged else "updates")
+    assert [line.get_label() for line in accuracy.lines] == ["vanilla", "softmax1"]
+    for line in accuracy.lines:
+        assert list(line.get_xdata()) == ([0.5, 1.0, 1.5, 2.0] if logged else [4, 8, 12, 16])
+        assert list(line.get_ydata()) == [10, 20, 30, 40]
 
 
 def test_the_terminal_table_is_aligned_and_fits(results: Results):

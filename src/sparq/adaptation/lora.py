@@ -18,6 +18,7 @@ from sparq.adaptation.quantized_base import LowRank, quantize_base
 from sparq.adaptation.settings import LoraSettings
 from sparq.data import Batch
 from sparq.errors import SparqError
+from sparq.models.conversion import attention_parameters
 from sparq.models.families import family_of, named_linears
 
 
@@ -30,8 +31,8 @@ def add_lora(
 ) -> PeftModel:
     """Freeze a SpeechLM and put adapters on its linear layers; the new embeddings and head stay trained.
 
-    OPT-350m's project_in and project_out, which join the new embedding to the hidden size, are trained too. The model
-    is changed in place.
+    OPT-350m's project_in and project_out, which join the new embedding to the hidden size, are trained too, and so are
+    the sinks and gates that an attention brings. The model is changed in place.
 
     Args:
         model: in float32 if `settings.reads_weights`: files refer to the weights as they are, not rounded before.
@@ -71,9 +72,14 @@ def add_lora(
         start_from_inputs(adapted, list(batches), settings)
     for module in vocabulary_modules(model).values():
         module.requires_grad_(True)
+    own = attention_parameters(model)
+    for parameter in own.values():
+        parameter.requires_grad_(True)
     if dtype is not None:
+        # A learned sink is float32 in a model of any type.
+        sinks = {id(parameter) for name, parameter in own.items() if name.endswith(".sink")}
         for parameter in adapted.parameters():
-            if parameter.is_floating_point():
+            if parameter.is_floating_point() and id(parameter) not in sinks:
                 parameter.data = parameter.data.to(dtype)
     quicken(adapted)
     return adapted

@@ -4,6 +4,7 @@
 speechlm.json            what it is: backbone and its checksum, attention, vocabulary and units it belongs to
 adapter/                 PEFT's own format, for the backbone as it is (lora) or rounded to `base` (qlora)
 base.safetensors         what was taken out of the backbone ahead of rounding; nothing but for LoftQ (qlora)
+attention.safetensors    sinks and gates of an attention that brings them (lora, qlora)
 vocabulary.safetensors   embedding, head unless tied, projections (lora, qlora)
 model.safetensors        every weight (full)
 vocabulary/              the joint vocabulary
@@ -31,6 +32,7 @@ from sparq.adaptation.quantized_base import LowRank, round_base
 from sparq.adaptation.settings import Base
 from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
+from sparq.models.conversion import attention_parameters
 from sparq.models.loading import load_backbone
 from sparq.models.speechlm import replace_vocabulary
 from sparq.pretrained import resolve_model
@@ -40,6 +42,7 @@ from sparq.tokens import JointVocabulary
 FORMAT = 1
 DESCRIPTION_FILE = "speechlm.json"
 BASE_FILE = "base.safetensors"
+ATTENTION_FILE = "attention.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +110,10 @@ def save_speechlm(
                 for key, tensor in module.state_dict().items()
             }
             save_file(tensors, temporary / "vocabulary.safetensors", metadata={"format": "pt"})
+            if own := attention_parameters(model.get_base_model()):
+                # As exact as they are: they are few, and a sink is a logit.
+                tensors = {name: tensor.detach().contiguous() for name, tensor in own.items()}
+                save_file(tensors, temporary / ATTENTION_FILE, metadata={"format": "pt"})
         else:
             tied = {} if model.get_output_embeddings() is None else _tied_names(model)
             tensors = {k: stored(v) for k, v in model.state_dict().items() if k not in tied}
@@ -204,6 +211,7 @@ def load_speechlm(folder: Path, *, dtype: torch.dtype = torch.float32) -> Speech
         for name, module in vocabulary_modules(model).items():
             own = {k.removeprefix(f"{name}."): v.float() for k, v in tensors.items() if k.startswith(f"{name}.")}
             _load_strict(module, own, f"{file} ({name})")
+        _load_attention(model, folder / ATTENTION_FILE)
         if description.base is not None:
             round_base(model, description.base, _read_removed(folder / BASE_FILE))
         with quiet_transformers(), quiet_peft():
@@ -234,6 +242,21 @@ def _read_removed(file: Path) -> dict[str, LowRank]:
     tensors = _read_tensors(file)
     names = {key.rpartition(".")[0] for key in tensors}
     return {name: LowRank(a=tensors[f"{name}.a"], b=tensors[f"{name}.b"]) for name in names}
+
+
+@torch.no_grad()
+def _load_attention(model: PreTrainedModel, file: Path) -> None:
+    parameters = attention_parameters(model)
+    tensors = _read_tensors(file) if parameters or file.exists() else {}
+    if differing := sorted(tensors.keys() ^ parameters.keys()):
+        raise SparqError(f"{file} does not fit the attention: {len(differing)} tensors, the first {differing[0]!r}")
+    for name, parameter in parameters.items():
+        if tensors[name].shape != parameter.shape:
+            raise SparqError(
+                f"{file} does not fit the attention: {name!r} has shape {tuple(tensors[name].shape)}, expected"
+                f" {tuple(parameter.shape)}"
+            )
+        parameter.copy_(tensors[name])
 
 
 def _load_strict(module: torch.nn.Module, tensors: dict[str, Tensor], where: str) -> None:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sparq.attention import AttentionSpec, OutlierFreeAttention
 from sparq.bench.interleaved import Ratio, interleave
-from sparq.bench.memory import peak_bytes
+from sparq.process_memory import peak_bytes
 
 Pass = Literal["forward", "forward+backward", "decode"]
 PASSES: tuple[Pass, ...] = get_args(Pass)

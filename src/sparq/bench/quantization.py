@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from sparq.bench.interleaved import Ratio, interleave
-from sparq.bench.memory import peak_bytes
 from sparq.errors import SparqError
 from sparq.models import load_model
+from sparq.process_memory import peak_bytes
 from sparq.quantization import QuantizationScheme, quantize, to_integers
 
 Work = Literal["decode", "prefill"]

@@ -20,11 +20,11 @@ from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, Trainer, Tr
 from sparq.adaptation import LoraSettings, add_lora, trainable_parameters
 from sparq.adaptation.lora import quiet_peft
 from sparq.bench.interleaved import Ratio, interleave
-from sparq.bench.memory import peak_bytes
 from sparq.data import IGNORE, Batch, group_packed, pack
 from sparq.models import convert, load_model
 from sparq.models.families import family_of
 from sparq.pretrained.quiet import quiet_transformers
+from sparq.process_memory import peak_bytes
 from sparq.tokens import Example
 from sparq.training import TrainingRun, TrainingSettings
 

@@ -26,6 +26,7 @@ def add_commands(commands: Any) -> None:
         _add_run_options(parser)
         parser.set_defaults(handler=run_one, step=name, parser=parser)
     _let_quantize_models(commands.choices["quantize"])
+    _let_train_plan(commands.choices["train"])
 
     parser = commands.add_parser(
         "run",
@@ -64,6 +65,19 @@ def _let_quantize_models(parser: Parser) -> None:
     parser.set_defaults(handler=quantize_either)
 
 
+def _let_train_plan(parser: Parser) -> None:
+    """Let `sparq train` say what it will take, for which it needs no run folder."""
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print parameters, memory and time of each framework, measured in a minute or so, and train nothing; "
+        "with --out, lengths of sequences are those of the run's units",
+    )
+    place = next(action for action in parser._actions if action.dest == "out")
+    place.required, place.help = False, f"{place.help} (required without --plan)"
+    parser.set_defaults(handler=train_or_plan)
+
+
 def _add_run_options(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument(
@@ -89,6 +103,23 @@ def run_one(arguments: argparse.Namespace) -> None:
     run_folder = _run(arguments, only=arguments.step)
     if arguments.step == "report":
         print_results(run_folder)
+
+
+def train_or_plan(arguments: argparse.Namespace) -> None:
+    """Do the step, or say what it will take."""
+    if not arguments.plan:
+        if arguments.out is None:
+            arguments.parser.error("the following arguments are required: --out")
+        run_one(arguments)
+        return
+    from sparq.recipes.recipe import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+
+    from sparq.recipes.run_folder import RunFolder
+    from sparq.recipes.train_plan import plan_training
+
+    print(plan_training(recipe, None if arguments.out is None else RunFolder(arguments.out)).text())
 
 
 def quantize_either(arguments: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ class Batch:
         num_targets: labels that count.
         lengths: tokens of each sequence.
         packed: whether the sequences lie one after another in one row.
+        seconds: how long the speech in it lasts.
+        epochs: how many epochs a training has seen with it, in parts of one; None outside of a training's stream.
     """
 
     input_ids: Int[Tensor, "batch length"]
@@ -32,6 +34,8 @@ class Batch:
     num_targets: int
     lengths: tuple[int, ...]
     packed: bool = False
+    seconds: float = 0.0
+    epochs: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -71,6 +75,7 @@ def collate(examples: Sequence[Example], *, pad_id: int) -> Batch:
         labels=labels,
         num_targets=sum(len(e.target) for e in examples),
         lengths=tuple(len(e) for e in examples),
+        seconds=sum((e.seconds for e in examples), 0.0),
     )
 
 
@@ -86,4 +91,5 @@ def pack(examples: Sequence[Example]) -> Batch:
         num_targets=sum(len(e.target) for e in examples),
         lengths=tuple(len(e) for e in examples),
         packed=True,
+        seconds=sum((e.seconds for e in examples), 0.0),
     )

@@ -1,5 +1,7 @@
 """Batches as a pure function of seed and epoch, so that a resumed run sees exactly what an uninterrupted one sees."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -23,6 +25,10 @@ class Spoken(Protocol):
     @property
     def units(self) -> Sequence[int]:
         """Speech units."""
+
+    @property
+    def seconds(self) -> float:
+        """How long the speech lasts."""
 
 
 def corrupt_units(units: Sequence[int], *, rate: float, num_units: int, random: np.random.Generator) -> list[int]:
@@ -53,8 +59,12 @@ def epoch_examples(
     seed: int,
     epoch: int,
     unit_noise: float = 0.0,
+    temperature: float | None = None,
 ) -> list[Example]:
-    """Show every utterance once, as a task drawn by weight; speech without transcript is always speechlm.
+    """Return as many examples as there are utterances, each of a task.
+
+    Without a temperature every utterance is shown once, as a task drawn by weight; speech without transcript is always
+    speechlm. With one, the tasks are mixed as `task_mixture` says and each draws its own utterances.
 
     Args:
         utterances: the training split.
@@ -63,18 +73,63 @@ def epoch_examples(
         seed: of the run.
         epoch: from 0.
         unit_noise: rate of `corrupt_units` in ASR prompts.
+        temperature: of the mixture.
     """
     random = np.random.default_rng([seed, epoch])
-    proportions = np.array([weights[task] for task in TASKS], dtype=float)
-    draws = random.choice(len(TASKS), size=len(utterances), p=proportions / proportions.sum())
+    if temperature is None:
+        proportions = np.array([weights[task] for task in TASKS], dtype=float)
+        draws = random.choice(len(TASKS), size=len(utterances), p=proportions / proportions.sum())
+        shown = [(u, TASKS[int(draw)] if u.text else "speechlm") for u, draw in zip(utterances, draws, strict=True)]
+    else:
+        shown = mixed_by_temperature(utterances, weights=weights, temperature=temperature, random=random)
     examples = []
-    for utterance, draw in zip(utterances, draws, strict=True):
-        task = TASKS[int(draw)] if utterance.text else "speechlm"
+    for utterance, task in shown:
         heard = None
         if task == "asr":
             heard = corrupt_units(utterance.units, rate=unit_noise, num_units=vocabulary.num_units, random=random)
-        examples.append(make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard))
+        example = make_example(vocabulary, task, text=utterance.text, units=utterance.units, prompt_units=heard)
+        examples.append(example if task == "textlm" else dataclasses.replace(example, seconds=utterance.seconds))
     return examples
+
+
+def task_mixture(
+    sizes: Mapping[Task, int], weights: Mapping[Task, float], temperature: float
+) -> Float[np.ndarray, " tasks"]:
+    """Return the probability of each task, in the order of `TASKS`.
+
+        p_i = w_i n_i^(1 / T) / sum over tasks
+
+    With T = 1 a task is as frequent as its data; the larger T, the more the weights alone decide, as in multilingual
+    models (Arivazhagan et al. 2019, arXiv 1907.05019, section 4.2, where all weights are 1).
+
+    Args:
+        sizes: n, utterances that can be the task.
+        weights: w.
+        temperature: T, above 0.
+    """
+    powers = np.array([weights[task] * sizes[task] ** (1 / temperature) for task in TASKS])
+    mixture: Float[np.ndarray, " tasks"] = powers / powers.sum()
+    return mixture
+
+
+def mixed_by_temperature(
+    utterances: Sequence[Spoken], *, weights: Mapping[Task, float], temperature: float, random: np.random.Generator
+) -> list[tuple[Spoken, Task]]:
+    """Return as many pairs as there are utterances, their tasks drawn from `task_mixture`.
+
+    A task takes its utterances in random order, and each of them again only when all have been taken.
+    """
+    spoken = np.arange(len(utterances))
+    transcribed = np.array([i for i, u in enumerate(utterances) if u.text], dtype=int)
+    pools = {task: spoken if task == "speechlm" else transcribed for task in TASKS}
+    sizes = {task: len(pool) for task, pool in pools.items()}
+    counts = random.multinomial(len(utterances), task_mixture(sizes, weights, temperature))
+    pairs: list[tuple[Spoken, Task]] = []
+    for task, count in zip(TASKS, counts.tolist(), strict=True):
+        rounds = -(-count // sizes[task]) if count else 0
+        order = [i for _ in range(rounds) for i in random.permutation(pools[task]).tolist()]
+        pairs += [(utterances[i], task) for i in order[:count]]
+    return pairs
 
 
 def draw_epoch(shares: Float[np.ndarray, "utterances"], *, random: np.random.Generator) -> list[int]:
@@ -148,6 +203,7 @@ def training_batches(
     long_length: int | None = None,
     unit_noise: float = 0.0,
     shares: Float[np.ndarray, "utterances"] | None = None,
+    temperature: float | None = None,
     skip: int = 0,
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, leaving out the first `skip` of the whole stream.
@@ -162,24 +218,43 @@ def training_batches(
         long_length: pack, see `group_packed`; None pads batches of sequences of like length.
         unit_noise: rate of `corrupt_units` in ASR prompts.
         shares: how often each utterance is shown in an epoch, see `draw_epoch`; once if None.
+        temperature: of the mixture of tasks, see `epoch_examples`.
         skip: batches to leave out.
     """
     assert utterances, "an empty training split has no batches"
     assert shares is None or shares.any(), "an epoch without an utterance would never end"
-    epoch = 0
-    while True:
-        shown = utterances
-        if shares is not None:
-            shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
-        examples = epoch_examples(shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise)
-        random = np.random.default_rng([seed, epoch, 1])
-        if long_length is None:
-            groups = group_by_length(examples, batch_tokens=batch_tokens, random=random)
-        else:
-            groups = group_packed(examples, batch_tokens=batch_tokens, long_length=long_length, random=random)
-        for group in groups:
-            if skip > 0:
-                skip -= 1
-            else:
-                yield collate(group, pad_id=pad_id) if long_length is None else pack(group)
-        epoch += 1
+    for epoch in itertools.count():
+        groups = epoch_groups(
+            utterances, vocabulary, weights=weights, batch_tokens=batch_tokens, seed=seed, epoch=epoch,
+            long_length=long_length, unit_noise=unit_noise, shares=shares, temperature=temperature,
+        )  # fmt: skip
+        for number, group in enumerate(groups[skip:], start=skip + 1):
+            batch = collate(group, pad_id=pad_id) if long_length is None else pack(group)
+            yield dataclasses.replace(batch, epochs=epoch + number / len(groups))
+        skip = max(0, skip - len(groups))
+
+
+def epoch_groups(
+    utterances: Sequence[Spoken],
+    vocabulary: JointVocabulary,
+    *,
+    weights: Mapping[Task, float],
+    batch_tokens: int,
+    seed: int,
+    epoch: int,
+    long_length: int | None = None,
+    unit_noise: float = 0.0,
+    shares: Float[np.ndarray, "utterances"] | None = None,
+    temperature: float | None = None,
+) -> list[list[Example]]:
+    """Return the examples of one epoch, grouped into batches; the arguments are those of `training_batches`."""
+    shown = utterances
+    if shares is not None:
+        shown = [utterances[i] for i in draw_epoch(shares, random=np.random.default_rng([seed, epoch, 2]))]
+    examples = epoch_examples(
+        shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise, temperature=temperature
+    )
+    random = np.random.default_rng([seed, epoch, 1])
+    if long_length is None:
+        return group_by_length(examples, batch_tokens=batch_tokens, random=random)
+    return group_packed(examples, batch_tokens=batch_tokens, long_length=long_length, random=random)

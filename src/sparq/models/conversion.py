@@ -70,6 +70,16 @@ def converted_layers(model: torch.nn.Module) -> list[OutlierFreeAttention]:
     return [module for module in model.modules() if isinstance(module, OutlierFreeAttention)]
 
 
+def attention_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """Return the weights that a variant brought (learned sinks, gates), by name; nothing for most variants."""
+    return {
+        f"{path}.{name}": parameter
+        for path, layer in model.named_modules()
+        if isinstance(layer, OutlierFreeAttention)
+        for name, parameter in layer.named_parameters()
+    }
+
+
 @contextlib.contextmanager
 def recording_attention(model: PreTrainedModel) -> Iterator[list[OutlierFreeAttention]]:
     """Make a model write its probabilities out, and yield the attention of each layer, first to last, to be watched.

@@ -5,22 +5,39 @@ Attributes say where a default comes from, if it has a source.
 "SpARQ" is the outlier-free speech paper of 2025, "VoxtLM" is Maiti et al. 2023, whose pipeline it follows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from sparq.adaptation import Base, Initialization
+from sparq.attention import ATTENTION_NAMES, AttentionSpec
+from sparq.errors import SparqError, near_matches
 from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
+from sparq.training.trackers import Tracker
 
 FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
-"""The attentions that are compared: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
+"""The attentions that are compared by default: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
 
 SCHEMES = ("w8a8-rtn", "w4a4-rtn", "w8a8-smoothquant", "w4a4-smoothquant")
 """The precisions below full that are made by default: bits of weights and activations, and the method."""
 
 ALL_SCHEMES = tuple(f"{bits}-{method}" for method in METHODS for bits in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16"))
 """All that can be asked for."""
+
+
+def check_frameworks(where: str, values: Sequence[str]) -> None:
+    """Check that each framework is an attention by its name in `sparq.attention.spec`."""
+    check(len(values) > 0, where, [], "at least one of " + ", ".join(FRAMEWORKS))
+    for index, value in enumerate(values):
+        words = [word for word in value.split("+") if word not in ATTENTION_NAMES]
+        if words:
+            raise SparqError(f"{where}[{index}] is {value!r}: {near_matches(words[0], ATTENTION_NAMES)}")
+        # One name for one attention: it names folders.
+        name = AttentionSpec.parse(value).name
+        check(value == name, f"{where}[{index}]", value, name)
+    check_unique(where, values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +112,8 @@ class TrainConfig:
         clip_norm: largest norm of the gradient; VoxtLM's.
         schedule: what the rate does after the warm-up.
         task_weights: how often each task is drawn.
+        task_temperature: T of a mixture of tasks in proportion to weight * n^(1/T), n being the utterances that can be
+            the task; none shows every utterance once an epoch, as a task drawn by weight.
         corpus_weights: how often an epoch shows each utterance of a corpus; a corpus not named is shown once.
         unit_noise: share of the units in ASR prompts that are dropped or replaced at random; 0 for none.
         dtype: type of the forward pass; the optimizer works in float32.
@@ -103,6 +122,10 @@ class TrainConfig:
         average_best: the result is the mean of the states of so many validations, those of best accuracy; VoxtLM
             takes 10.
         patience: validations without a new best accuracy after which training ends; none for all updates.
+        kurtosis_weight: weight in the loss of the kurtosis of the blocks' outputs, averaged over blocks; 0 for none.
+        max_norm_weight: weight in the loss of their largest element, likewise.
+        loggers: experiment trackers that are told every update, besides the plain log.
+        profile: updates of which a table of the time of every operation is written, after two others; 0 for none.
         sink_updates: updates over which the attention of `softmax1` goes from the pretrained one to its own, so that
             training starts from the pretrained function; 0 for at once. Other frameworks do not read it.
     """
@@ -129,6 +152,7 @@ class TrainConfig:
     clip_norm: float = 1.0
     schedule: Literal["constant", "cosine"] = "constant"
     task_weights: TaskWeights = field(default_factory=TaskWeights)
+    task_temperature: float | None = None
     corpus_weights: dict[str, float] = field(default_factory=dict)
     unit_noise: float = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -136,6 +160,10 @@ class TrainConfig:
     validate_updates: int = 100
     average_best: int = 1
     patience: int | None = None
+    kurtosis_weight: float = 0.0
+    max_norm_weight: float = 0.0
+    loggers: tuple[Tracker, ...] = field(default=(), metadata=NO_EFFECT)
+    profile: int = field(default=0, metadata=NO_EFFECT)
     sink_updates: int = 0
 
     def validate(self, where: str) -> None:
@@ -149,11 +177,21 @@ class TrainConfig:
         for name in ("dropout", "label_smoothing", "unit_noise"):
             value = getattr(self, name)
             check(0 <= value < 1, f"{where}.{name}", value, "at least 0 and less than 1")
-        check(self.weight_decay >= 0, f"{where}.weight_decay", self.weight_decay, "at least 0")
+        for name in ("weight_decay", "kurtosis_weight", "max_norm_weight"):
+            check(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "at least 0")
         check_unique(f"{where}.targets", self.targets)
+        check(self.profile >= 0, f"{where}.profile", self.profile, "at least 0")
+        check_unique(f"{where}.loggers", self.loggers)
         check_positive(where, loftq_iterations=self.loftq_iterations)
         self._validate_method(where)
         self.task_weights.validate(f"{where}.task_weights")
+        right = "more than 0, or null"
+        check(
+            self.task_temperature is None or self.task_temperature > 0,
+            f"{where}.task_temperature",
+            self.task_temperature,
+            right,
+        )
         for corpus, weight in self.corpus_weights.items():
             check(weight >= 0, f"{where}.corpus_weights.{corpus}", weight, "at least 0")
         # Otherwise the peak rate would never be reached, and nobody would see it.

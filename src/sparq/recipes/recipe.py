@@ -10,7 +10,7 @@ from typing import Any
 
 from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_mapping
 from sparq.errors import SparqError
-from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty
+from sparq.recipes.checks import NO_EFFECT, check, check_not_empty
 from sparq.recipes.model_sections import (
     ALL_SCHEMES,
     FRAMEWORKS,
@@ -19,6 +19,7 @@ from sparq.recipes.model_sections import (
     QuantizeConfig,
     TaskWeights,
     TrainConfig,
+    check_frameworks,
 )
 from sparq.recipes.speech_sections import PrepareConfig, SourceConfig, UnitsConfig, VocabConfig
 
@@ -83,7 +84,7 @@ class Recipe:
         # NumPy's and scikit-learn's seeds have 32 bits.
         check(0 <= self.seed < 2**32, "recipe.seed", self.seed, "from 0 to 4294967295")
         check(self.threads >= 0, "recipe.threads", self.threads, "at least 0")
-        check_names("recipe.frameworks", self.frameworks, FRAMEWORKS)
+        check_frameworks("recipe.frameworks", self.frameworks)
         for name in ("prepare", "units", "vocab", "model", "train", "quantize", "evaluate"):
             getattr(self, name).validate(f"recipe.{name}")
         corpora = {source.corpus for source in self.prepare.sources}

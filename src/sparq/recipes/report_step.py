@@ -152,6 +152,7 @@ def _points(log: Sequence[Update]) -> tuple[CurvePoint, ...]:
             lr=update.learning_rate,
             valid_accuracy=update.valid_accuracy,
             valid_loss=update.valid_nll,
+            epochs=update.epochs,
         )
         for update in log
     )

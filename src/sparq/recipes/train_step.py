@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from sparq.adaptation import (
     save_speechlm,
     trainable_parameters,
 )
+from sparq.attention import AttentionSpec
 from sparq.data import Batch, collate, training_batches
 from sparq.data.batching import epoch_examples, group_by_length
 from sparq.errors import SparqError
@@ -36,7 +38,7 @@ from sparq.training import TrainingRun, TrainingSettings
 from sparq.types import TASKS
 from sparq.units import KMeans, UnitUtterance, read_summary, read_units
 
-_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 EVA_BATCHES = 32
 """How many of the first micro-batches EVA reads, over and over until its directions settle."""
@@ -51,6 +53,7 @@ class Spoken:
     corpus: str
     text: str
     units: list[int]
+    seconds: float
 
 
 def as_spoken(utterance: UnitUtterance) -> Spoken:
@@ -61,6 +64,7 @@ def as_spoken(utterance: UnitUtterance) -> Spoken:
         corpus=utterance.corpus,
         text=utterance.text,
         units=utterance.units.tolist(),
+        seconds=utterance.seconds,
     )
 
 
@@ -81,7 +85,7 @@ def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after", "sink_updates"}
     return TrainingSettings(
         **{name: getattr(recipe.train, name) for name in names},
-        sink_updates=recipe.train.sink_updates if framework == "softmax1" else 0,
+        sink_updates=recipe.train.sink_updates if AttentionSpec.parse(framework).normalization == "softmax1" else 0,
     )
 
 
@@ -89,14 +93,13 @@ Stream = Callable[[int], Iterator[Batch]]
 """Gives the micro-batches of a training from a given number on."""
 
 
-def training_stream(recipe: Recipe, vocabulary: JointVocabulary, utterances: list[Spoken]) -> Stream:
-    """Return the stream of a training split.
+def stream_options(recipe: Recipe, utterances: list[Spoken]) -> dict[str, Any]:
+    """Return what `training_batches` and `epoch_groups` are told about the batches of a training split.
 
     Raises:
         SparqError: nothing is left to train on.
     """
     train = recipe.train
-    pad = vocabulary.token_id(PAD)
     weights = {task: getattr(train.task_weights, task) for task in TASKS}
     if not any(u.text for u in utterances) and not weights["speechlm"]:
         raise SparqError("no training utterance has text, and task_weights.speechlm is 0: nothing to train on")
@@ -105,13 +108,27 @@ def training_stream(recipe: Recipe, vocabulary: JointVocabulary, utterances: lis
     shares = np.array([train.corpus_weights.get(u.corpus, 1.0) for u in utterances])
     if not shares.any():
         raise SparqError(f"train.corpus_weights {train.corpus_weights} leave no training utterance: raise one above 0")
+    return {
+        "weights": weights,
+        "batch_tokens": train.batch_tokens,
+        "seed": recipe.seed,
+        "long_length": train.long_length if train.packing else None,
+        "unit_noise": train.unit_noise,
+        "shares": shares,
+        "temperature": train.task_temperature,
+    }
+
+
+def training_stream(recipe: Recipe, vocabulary: JointVocabulary, utterances: list[Spoken]) -> Stream:
+    """Return the stream of a training split.
+
+    Raises:
+        SparqError: nothing is left to train on.
+    """
+    options, pad = stream_options(recipe, utterances), vocabulary.token_id(PAD)
 
     def batches(skip: int) -> Iterator[Batch]:
-        return training_batches(
-            utterances, vocabulary, weights=weights, batch_tokens=train.batch_tokens, seed=recipe.seed,
-            pad_id=pad, long_length=train.long_length if train.packing else None, unit_noise=train.unit_noise,
-            shares=shares, skip=skip,
-        )  # fmt: skip
+        return training_batches(utterances, vocabulary, pad_id=pad, skip=skip, **options)
 
     return batches
 
@@ -120,7 +137,7 @@ def build_model(
     recipe: Recipe, framework: str, vocabulary: JointVocabulary, batches: Stream
 ) -> tuple[PreTrainedModel | PeftModel, LoadedBackbone, JointEmbedding]:
     """Return the backbone with this framework's attention, the joint vocabulary and adapters, ready to be trained."""
-    dtype, lora = _DTYPES[recipe.train.dtype], lora_settings(recipe)
+    dtype, lora = DTYPES[recipe.train.dtype], lora_settings(recipe)
     # The seed decides adapters, new rows, order and dropout, the same for every framework.
     torch.manual_seed(recipe.seed)
     loaded, embedding = build_speechlm(

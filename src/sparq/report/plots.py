@@ -23,7 +23,9 @@ _REPEATED = "repeated in this run"
 
 
 def learning_curves(results: Results) -> Markup | None:
-    """Return training loss and validation accuracy against updates, None without a curve.
+    """Return losses against updates and validation accuracy against epochs, None without a curve.
+
+    The latter is figure 1 of the case study before SpARQ; where a log has no epochs, it is against updates too.
 
     A repeated slice of a stored training is drawn over it as a wide pale line.
     """
@@ -31,6 +33,7 @@ def learning_curves(results: Results) -> Markup | None:
     if not curves:
         return None
     places = _places([*results.frameworks, *curves])
+    in_epochs = all(point.epochs is not None for curve in curves.values() for point in curve.points)
     with style():
         figure = Figure(figsize=(9, 3.3), layout="constrained")
         panels = dict(zip(("loss", "valid_loss", "valid_accuracy"), figure.subplots(1, 3), strict=True))
@@ -42,15 +45,16 @@ def learning_curves(results: Results) -> Markup | None:
         for field, axes in panels.items():
             axes.set_title(titles[field][0], loc="left")
             axes.set_ylabel(titles[field][1])
-            axes.set_xlabel("updates")
+            along = "epochs" if field == "valid_accuracy" and in_epochs else "update"
+            axes.set_xlabel("epochs" if along == "epochs" else "updates")
             drawn = False
             for name, curve in curves.items():
                 index = places[name]
                 look = {"color": _COLORS[index], "linestyle": _DASHES[index], "linewidth": 1.6}
-                drawn |= _line(axes, curve.points, field, label=name, **look)
+                drawn |= _line(axes, curve.points, field, along, label=name, **look)
                 if curve.live is not None:
                     look = {"color": _COLORS[index], "linewidth": 6, "alpha": 0.35, "solid_capstyle": "butt"}
-                    drawn |= _line(axes, curve.live.points, field, label=_REPEATED, **look)
+                    drawn |= _line(axes, curve.live.points, field, along, label=_REPEATED, **look)
             if not drawn:
                 _say_nothing(axes, "not logged")
         _legend(figure, panels["loss"])
@@ -155,12 +159,12 @@ def layer_norms(results: Results) -> Markup | None:
         return inline_svg(figure, "layers")
 
 
-def _line(axes: Axes, points: Iterable[CurvePoint], field: str, **look: Any) -> bool:
-    logged = [(p.update, getattr(p, field)) for p in points if getattr(p, field) is not None]
-    finite = [(update, value) for update, value in logged if math.isfinite(value)]
+def _line(axes: Axes, points: Iterable[CurvePoint], field: str, along: str, **look: Any) -> bool:
+    logged = [(getattr(p, along), getattr(p, field)) for p in points if getattr(p, field) is not None]
+    finite = [(x, value) for x, value in logged if math.isfinite(value)]
     if finite:
         scale = 100 if field == "valid_accuracy" else 1
-        axes.plot([u for u, _ in finite], [scale * v for _, v in finite], **look)
+        axes.plot([x for x, _ in finite], [scale * v for _, v in finite], **look)
     return bool(finite)
 
 

@@ -18,7 +18,10 @@ def matrix(values: Float[np.ndarray, "rows columns"], *, digits: int = 4) -> Mat
 
 @dataclass(frozen=True, kw_only=True)
 class CurvePoint:
-    """A logged moment of training: losses in nats per token, accuracy of the next token in [0, 1]."""
+    """A logged moment of training: losses in nats per token, accuracy of the next token in [0, 1].
+
+    `epochs` says how often the training split had been gone through, where the log has it.
+    """
 
     update: int
     tokens: int
@@ -27,6 +30,7 @@ class CurvePoint:
     lr: float
     valid_accuracy: float | None = None
     valid_loss: float | None = None
+    epochs: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,11 +10,15 @@ from sparq.types import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One sequence: the loss counts on `target` only, which follows the generate token that ends `prompt`."""
+    """One sequence: the loss counts on `target` only, which follows the generate token that ends `prompt`.
+
+    `seconds` is how long the speech in it lasts, 0 for text alone.
+    """
 
     task: Task
     prompt: tuple[int, ...]
     target: tuple[int, ...]
+    seconds: float = 0.0
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.target)

@@ -7,6 +7,22 @@ from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
+class Speed:
+    """How fast an update was.
+
+    Attributes:
+        tokens: tokens a second, padding left out.
+        speech: seconds of speech a second; speech in sequences of text alone there is none.
+        mfu: operations that the update's products need (`sparq.training.flops`) by those that this machine does in the
+            same time when it multiplies large square matrices of the model's type.
+    """
+
+    tokens: float
+    speech: float
+    mfu: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Update:
     """One line of the log: one update, its losses in nats per target token.
 
@@ -14,13 +30,16 @@ class Update:
         update: its number, from 1.
         tokens: tokens so far.
         seconds: time so far.
-        loss: smoothed cross-entropy.
+        loss: what is minimized: smoothed cross-entropy, and the penalty if there is one.
         nll: plain negative log-likelihood.
         learning_rate: its rate.
         gradient_norm: before clipping.
+        penalty: on outliers, part of `loss`.
+        epochs: how often the training split has been gone through by then, if the stream tells.
         valid_nll: of the validation set, if it was validated.
         valid_accuracy: share of validation targets that had the largest logit.
         valid_tasks: the two for each task by itself.
+        speed: how fast it was.
     """
 
     update: int
@@ -30,9 +49,12 @@ class Update:
     nll: float
     learning_rate: float
     gradient_norm: float
+    penalty: float | None = None
+    epochs: float | None = None
     valid_nll: float | None = None
     valid_accuracy: float | None = None
     valid_tasks: dict[str, tuple[float, float]] | None = None
+    speed: Speed | None = None
 
     def to_line(self) -> str:
         """Return its line."""
@@ -49,5 +71,7 @@ def read_log(file: Path) -> list[Update]:
             break
         if content.get("valid_tasks") is not None:
             content["valid_tasks"] = {task: tuple(pair) for task, pair in content["valid_tasks"].items()}
+        if content.get("speed") is not None:
+            content["speed"] = Speed(**content["speed"])
         updates.append(Update(**content))
     return updates

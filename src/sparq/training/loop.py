@@ -1,6 +1,7 @@
 """The training loop: exact gradient accumulation, validation, checkpoints, resume, on one process or several."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -21,10 +22,12 @@ from sparq.files import remove, write_text
 from sparq.progress import progress
 from sparq.training.best import BestWeights, insert
 from sparq.training.checkpoint import Progress, load_checkpoint, save_checkpoint
-from sparq.training.log import Update, read_log
+from sparq.training.flops import ModelFlops, matmul_rate
+from sparq.training.log import Speed, Update, read_log
 from sparq.training.loss import LanguageModelLoss
 from sparq.training.optimizer import MasterAdam, learning_rate
 from sparq.training.parallel import Workers
+from sparq.training.profiling import UpdateProfile
 from sparq.training.settings import TrainingSettings
 
 _RANDOM_STATES = "random_states"
@@ -37,6 +40,8 @@ class TrainingRun:
     checkpoint/          the last state (removed by the caller when the model is saved)
     best/                the weights with the highest validation accuracies (likewise)
     train.jsonl          one `Update` a line
+    profile.txt          the time of every operation, if that is wanted
+    sparq/               TensorBoard's events, likewise
     ```
 
     With several processes each of them makes the same run; the main one writes.
@@ -63,18 +68,20 @@ class TrainingRun:
             validation: batches to select by, of each task; may be empty.
 
         Raises:
-            SparqError: the checkpoint is of other settings, or the processes cannot share an update's micro-batches.
+            SparqError: the checkpoint is of other settings, the processes cannot share an update's micro-batches, or a
+                tracker is not installed.
         """
         self.model = model
         self.folder = folder
         self.settings = settings
         self.validation = validation
-        self.workers = Workers(accumulate=settings.accumulate)
+        self.workers = Workers(accumulate=settings.accumulate, loggers=settings.loggers, folder=folder)
         self.sinks = SinkSchedule(model, updates=settings.sink_updates) if settings.sink_updates else None
         parameters = trainable_parameters(model)
         self.names = list(parameters)
+        self.flops, self.dtype = ModelFlops.of(model), model.dtype
         self.optimizer = MasterAdam(parameters.values(), weight_decay=settings.weight_decay, betas=settings.betas)
-        self.loss = self.workers.share(LanguageModelLoss(model), self.optimizer)
+        self.loss = self.workers.share(LanguageModelLoss(model, settings.penalty(model)), self.optimizer)
         restored = load_checkpoint(folder / "checkpoint", key)
         if restored is None:
             self.progress = Progress(key=key)
@@ -101,6 +108,12 @@ class TrainingRun:
         """Whether each process holds a part of every weight."""
         return any(isinstance(parameter, DTensor) for parameter in self.optimizer.parameters)
 
+    @functools.cached_property
+    def peak(self) -> float:
+        """Operations a second that the processes together do in plain products."""
+        (rate,) = self.workers.total([matmul_rate(self.workers.device, self.dtype)])
+        return rate
+
     def remove_state(self) -> None:
         """Remove all but the log."""
         remove(self.folder / "best")
@@ -115,9 +128,15 @@ class TrainingRun:
         """
         settings = self.settings
         self.loss.train()
+        self.workers.start_logging()
+        profile = UpdateProfile(settings.profile, self.folder / "profile.txt") if settings.profile else None
         with progress(label, total=settings.last_update, unit="update", initial=self.progress.updates) as bar:
             while self.progress.updates < settings.last_update and not self._is_out_of_patience():
+                if profile is not None:
+                    profile.before()
                 update = self._update()
+                if profile is not None:
+                    profile.after()
                 number = self.progress.updates
                 if self.validation and (number % settings.validate_updates == 0 or number == settings.last_update):
                     update = self._validate(update)
@@ -125,29 +144,31 @@ class TrainingRun:
                 if self.workers.is_main:
                     with self.log_file.open("a", encoding="utf-8") as file:
                         file.write(update.to_line())
+                self.workers.log(update)
                 if number % settings.checkpoint_updates == 0 or number == settings.last_update:
                     self._save_checkpoint()
-                rate = self.progress.tokens / max(self.progress.seconds, 1e-9)
-                bar.set_postfix_str(f"loss {update.loss:.3f}, {rate:.0f} tokens/s")
+                bar.set_postfix_str(_postfix(update))
                 bar.update()
+        self.workers.end_logging()
         if self.progress.best:
             self._load_best()
         self.loss.eval()
 
     def _update(self) -> Update:
+        settings, peak = self.settings, self.peak
         start = time.perf_counter()
-        settings = self.settings
         if self.sinks is not None:
             self.sinks.set(self.progress.updates)
-        sums: list[float | Tensor] = [0.0, 0.0, 0.0, 0.0]
+        sums: list[float | Tensor] = [0.0] * 7
         micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
         for number, batch in enumerate(micro_batches, start=1):
             with self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
                 loss = self.loss(batch, settings.label_smoothing)
                 loss.objective.backward()
             own = (loss.objective.detach(), loss.nll, loss.num_targets, batch.num_tokens)
-            sums = [a + b for a, b in zip(sums, own, strict=True)]
-        objective, nll, targets, tokens = self.workers.total(sums)
+            work = (batch.seconds, self.flops.of_batch(batch), 0.0 if loss.penalty is None else loss.penalty)
+            sums = [a + b for a, b in zip(sums, (*own, *work), strict=True)]
+        objective, nll, targets, tokens, speech, flops, penalty = self.workers.total(sums)
         if not math.isfinite(objective):
             raise SparqError(
                 f"the loss is {objective} at update {self.progress.updates + 1}: lower train.learning_rate"
@@ -163,12 +184,13 @@ class TrainingRun:
         # Processes' gradients were averaged, but the loss is a sum.
         scale = self.workers.count / targets
         norm = self.optimizer.update(rate=rate, gradient_scale=scale, clip_norm=settings.clip_norm)
+        seconds = time.perf_counter() - start
         self.progress = dataclasses.replace(
             self.progress,
             updates=self.progress.updates + 1,
             batches=self.progress.batches + settings.accumulate,
             tokens=self.progress.tokens + int(tokens),
-            seconds=self.progress.seconds + time.perf_counter() - start,
+            seconds=self.progress.seconds + seconds,
         )
         return Update(
             update=self.progress.updates,
@@ -178,6 +200,9 @@ class TrainingRun:
             nll=nll / targets,
             learning_rate=rate,
             gradient_norm=norm,
+            penalty=penalty / targets if loss.penalty is not None else None,
+            epochs=micro_batches[-1].epochs,
+            speed=Speed(tokens=tokens / seconds, speech=speech / seconds, mfu=flops / seconds / peak),
         )
 
     def _validate(self, update: Update) -> Update:
@@ -239,3 +264,10 @@ class TrainingRun:
             return False
         later = [u for u in self.log if u.valid_accuracy is not None and u.update > self.progress.best_update]
         return len(later) >= patience
+
+
+def _postfix(update: Update) -> str:
+    """Return what the progress bar says of an update; h/h are hours of speech an hour."""
+    speed = update.speed
+    assert speed is not None
+    return f"loss {update.loss:.3f}, {speed.tokens:.0f} tokens/s, {speed.speech:.3g} h/h, MFU {100 * speed.mfu:.0f} %"

@@ -1,7 +1,7 @@
 """Adam on float32 master weights, whatever type the model computes in."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -82,6 +82,7 @@ class MasterAdam(torch.optim.Optimizer):
         coefficient = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, coefficient)
         options = self.param_groups[0]
+        options["lr"] = rate
         states = [self.state[parameter] for parameter in trained]
         adam(
             masters,
@@ -136,9 +137,23 @@ class MasterAdam(torch.optim.Optimizer):
                     own.copy_(_like(tensors[f"{key}/{name}"], own))
         self.copy_to_model()
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Refuse: an update needs a rate and the number of targets, see `update`."""
-        raise NotImplementedError("call update()")
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make an update as PyTorch's optimizers do: at the group's rate, with the gradients as they are.
+
+        Unlike theirs it clears them, which an update has read by then.
+
+        Args:
+            closure: computes the loss and the gradients first.
+
+        Returns:
+            The closure's loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self.update(rate=self.param_groups[0]["lr"], gradient_scale=1.0, clip_norm=math.inf)
+        return loss
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ replicated (DDP), or sharded (FSDP2, `accelerate launch --use_fsdp --fsdp_versio
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +16,9 @@ from torch import Tensor, nn
 
 from sparq.data import Batch
 from sparq.errors import SparqError
+from sparq.training.log import Update
 from sparq.training.optimizer import MasterAdam
+from sparq.training.trackers import Tracker, check_installed, scalars
 
 
 class Workers:
@@ -23,16 +26,21 @@ class Workers:
 
     Args:
         accumulate: micro-batches of an update, shared out evenly.
+        loggers: trackers that `log` tells.
+        folder: where a tracker writes that wants a folder.
 
     Raises:
-        SparqError: they cannot be.
+        SparqError: micro-batches cannot be shared, or a tracker is not installed.
     """
 
-    def __init__(self, *, accumulate: int) -> None:
+    def __init__(self, *, accumulate: int, loggers: Sequence[Tracker] = (), folder: Path | None = None) -> None:
+        check_installed(loggers)
         if AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
             # Somebody's autocast, such as transformers' Trainer's, would be this training's too.
             AcceleratorState._reset_state()
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(
+            mixed_precision="no", cpu=not torch.cuda.is_available(), log_with=list(loggers) or None, project_dir=folder
+        )
         self.count: int = self.accelerator.num_processes
         self.rank: int = self.accelerator.process_index
         if accumulate % self.count:
@@ -41,6 +49,22 @@ class Workers:
                 f"train.accumulate is {accumulate}, which {self.count} processes cannot share: set it to a multiple of"
                 f" {self.count}, {right} say"
             )
+
+    def start_logging(self) -> None:
+        """Open the trackers."""
+        if self.accelerator.log_with:
+            self.accelerator.init_trackers("sparq")
+
+    def log(self, update: Update) -> None:
+        """Tell the trackers about an update."""
+        if self.accelerator.trackers:
+            self.accelerator.log(scalars(update), step=update.update)
+
+    def end_logging(self) -> None:
+        """Close the trackers."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+        self.accelerator.trackers.clear()
 
     @property
     def is_main(self) -> bool:

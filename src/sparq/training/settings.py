@@ -2,7 +2,12 @@
 
 from dataclasses import dataclass
 
+from peft import PeftModel
+from transformers import PreTrainedModel
+
 from sparq.training.optimizer import Schedule
+from sparq.training.outlier_penalty import OutlierPenalty
+from sparq.training.trackers import Tracker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +30,10 @@ class TrainingSettings:
         patience: validations without a new highest accuracy after which training ends; None never ends it.
         sink_updates: updates over which the sink of `softmax1` rises from the pretrained softmax's; 0 starts with it.
             Nothing is selected before its end: the weights are not of the final attention.
+        kurtosis_weight: weight of the kurtosis of the blocks' outputs: `sparq.training.outlier_penalty`.
+        max_norm_weight: weight of their largest elements, likewise.
+        loggers: experiment trackers that are told every update: `sparq.training.trackers`.
+        profile: updates whose operations are timed one by one: `sparq.training.profiling`.
         stop_after: end early after so many updates, with the schedule still as for `updates`.
     """
 
@@ -42,7 +51,17 @@ class TrainingSettings:
     average_best: int = 1
     patience: int | None = None
     sink_updates: int = 0
+    kurtosis_weight: float = 0.0
+    max_norm_weight: float = 0.0
+    loggers: tuple[Tracker, ...] = ()
+    profile: int = 0
     stop_after: int | None = None
+
+    def penalty(self, model: PreTrainedModel | PeftModel) -> OutlierPenalty | None:
+        """Return what is added to the loss, None if nothing is."""
+        if not (self.kurtosis_weight or self.max_norm_weight):
+            return None
+        return OutlierPenalty(model, kurtosis=self.kurtosis_weight, max_norm=self.max_norm_weight)
 
     @property
     def last_update(self) -> int:
