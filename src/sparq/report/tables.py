@@ -140,11 +140,10 @@ def tts_table(results: Results) -> Table | None:
     """Return what a recognizer hears in the models' speech and in what it is compared with, None if nobody listened."""
     if not any(row.tts_cer for row in results.rows):
         return None
-    references = tuple(
-        Line(cells=(reference.name, "-", _with_interval(reference.cer), _with_interval(reference.wer), "-"))
+    groups: list[tuple[Line, ...]] = [
+        (Line(cells=(reference.name, "-", _with_interval(reference.cer), _with_interval(reference.wer), "-")),)
         for reference in results.speech_references
-    )
-    groups = [references] if references else []
+    ]
     for framework in results.frameworks:
         rows = [r for r in results.ordered_rows() if r.framework == framework]
         groups.append(
