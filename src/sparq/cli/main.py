@@ -8,11 +8,24 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from sparq.cli import apply, bench, convert, demo, doctor, export, outliers, pipeline, pretrained, quantize, speech
+from sparq.cli import (
+    apply,
+    bench,
+    convert,
+    demo,
+    doctor,
+    export,
+    outliers,
+    pipeline,
+    pretrained,
+    quantize,
+    score,
+    speech,
+)
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, speech, quantize, outliers, doctor, convert, export, bench, pretrained)
+_GROUPS = (pipeline, demo, apply, speech, score, quantize, outliers, doctor, convert, export, bench, pretrained)
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""
