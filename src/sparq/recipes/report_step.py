@@ -41,6 +41,7 @@ from sparq.report.numbers import precision_label
 from sparq.tokens import make_example
 from sparq.training import Update, read_log
 from sparq.types import SAMPLE_RATE
+from sparq.units import read_summary
 
 NUM_CLIPS = 3
 NUM_EXAMPLES = 8
@@ -105,7 +106,7 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         hidden_maps=tuple(pictures.hidden),
         audio=_clips(run, rows),
         speech_references=_references(recipe, run),
-        notes=_notes(recipe),
+        notes=_notes(recipe, run),
     )
 
 
@@ -120,9 +121,9 @@ def _with_few_examples(row: Row) -> Row:
     return dataclasses.replace(row, asr=asr)
 
 
-def _notes(recipe: Recipe) -> tuple[str, ...]:
+def _notes(recipe: Recipe, run: RunFolder) -> tuple[str, ...]:
     notes = [
-        _speech_note(recipe),
+        _speech_note(recipe, run),
         "Low-bit models are simulated with exact integer semantics; nothing here is a speed.",
     ]
     backbone = weights_note(Path(resolve_model(recipe.model.backbone)))
@@ -131,12 +132,12 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _speech_note(recipe: Recipe) -> str:
+def _speech_note(recipe: Recipe, run: RunFolder) -> str:
     evaluate, units = recipe.evaluate, recipe.units
     if evaluate.vocoder is None:
         return NO_VOCODER
     note = HEARD_BY.format(recognizer=evaluate.recognizer)
-    if "whisper" in units.features.lower():
+    if read_summary(run.units)["extractor"]["kind"] == "whisper":
         note += SAME_FAMILY.format(features=units.features, layer=units.layer)
     return note
 

@@ -93,7 +93,7 @@ def encode_units(
     """Encode every split of a manifest into `folder`/SPLIT/NNNNN.parquet, then write `folder`/units.json.
 
     A shard is whole or absent. One that is there and belongs to this work is not redone, so a killed run goes
-    on where it was and ends with the same bytes. No other process may write the folder meanwhile.
+    on where it was and ends with the same bytes. No process but the runner's may write the folder meanwhile.
 
     Args:
         utterances: the manifest.
