@@ -218,3 +218,5 @@ def test_genppl_hears_the_continuations(
     pieces.clear()
     assert main([*command, "--seed", "1"]) == 0
     assert pieces != first
+    assert main([*command, "--prompt", "0"]) == 2
+    assert "'0' is not a length in seconds" in capsys.readouterr().err

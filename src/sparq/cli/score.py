@@ -33,6 +33,7 @@ def add_commands(commands: Any) -> None:
     kind.add_argument("files", metavar="FILE", nargs="+", type=Path, help="recordings whose beginnings are the prompts")
     add_model(kind)
     kind.add_argument("--vocoder", metavar="DIR", type=Path, help="of the model's units (default: the demo's)")
+    kind.add_argument("--prompt", metavar="SECONDS", type=_seconds, default=3.0, help="length of the prompts")
     kind.add_argument("--max-new", metavar="N", type=positive, default=150, help="most pieces that the model writes")
     kind.add_argument("--seed", metavar="N", type=int, default=0, help="of the model's draws")
     kind.add_argument("--text-lm", metavar="MODEL", default="pretrained:smollm2-135m", help="the text LM that judges")
@@ -49,6 +50,16 @@ def add_commands(commands: Any) -> None:
     )
     kind.set_defaults(handler=score_units, parser=kind)
     parser.set_defaults(commands=kinds.choices)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a length in seconds: give a number above 0")
+    return value
 
 
 def score_pairs(arguments: argparse.Namespace) -> None:
@@ -71,7 +82,7 @@ def score_genppl(arguments: argparse.Namespace) -> None:
 
     found = generative_perplexity(
         arguments.files, model=arguments.model, vocoder=arguments.vocoder, precision=arguments.precision,
-        max_new=arguments.max_new, seed=arguments.seed, text_lm=arguments.text_lm,
+        prompt_seconds=arguments.prompt, max_new=arguments.max_new, seed=arguments.seed, text_lm=arguments.text_lm,
     )  # fmt: skip
     for file, text in zip(arguments.files, found.texts, strict=True):
         print(f"{file}\t{text}")
