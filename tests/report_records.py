@@ -21,6 +21,7 @@ from sparq.report import (
     Provenance,
     Results,
     Row,
+    SpeechReference,
     SplitSummary,
     TaskOutliers,
     TrainingCurve,
@@ -37,12 +38,20 @@ def row(index: int, framework: str, precision: str, **changes: object) -> Row:
     """A row whose numbers differ from those of every other row."""
     value = 10 + index + index / 100
     examples = (Example(id="an4-1", reference="go to six", hypothesis=HOSTILE if index % 2 else "go six"),)
-    split = AsrSplit(wer=value + 2, words=773, utterances=130, errors=90 + index, examples=examples)
+    split = AsrSplit(
+        wer=value + 2, words=773, utterances=130, errors=90 + index, low=value, high=value + 5, examples=examples
+    )
     metrics = {
         "textlm_ppl": Perplexity(value=value, tokens=1234, utterances=19, split="test"),
         "speechlm_ppl": Perplexity(value=value + 1000, tokens=5678, utterances=19, split="test"),
         "asr_wer": ErrorRate(value=value + 2, errors=90, length=773, utterances=130, split="test"),
         "tts_uer": ErrorRate(value=value + 30, errors=900, length=7730, utterances=130, split="test"),
+        "tts_cer": ErrorRate(
+            value=value + 3, errors=90, length=3210, utterances=24, split="test", low=value + 1, high=value + 9
+        ),
+        "tts_wer": ErrorRate(
+            value=value + 6, errors=90, length=777, utterances=24, split="test", low=value + 2, high=value + 12
+        ),
         "asr": {"test": split, "test-unseen-voice": split},
         "prose_ppl": Perplexity(value=value * 40, tokens=4092, utterances=4, split="prose"),
         "outliers": outliers(24_600 / (1 + index)),
@@ -114,6 +123,13 @@ def full_results(folder: Path, **changes: object) -> Results:
                 id=path, path=path, reference="go to six", hypotheses={"vanilla-full": HOSTILE, "other": "go"}
             )
             for path in ("clip.wav", "secret.txt", "long.wav", "gone.wav")
+        ),
+        "speech_references": (
+            SpeechReference(
+                name="recordings",
+                cer=ErrorRate(value=6.5, errors=6, length=3210, utterances=24, split="test", low=4.25, high=9.75),
+                wer=ErrorRate(value=14.5, errors=6, length=777, utterances=24, split="test", low=11.25, high=19.75),
+            ),
         ),
         "notes": (HOSTILE, "TTS audio was not measured."),
     }  # fmt: skip

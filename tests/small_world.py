@@ -96,6 +96,7 @@ TINY = {
     "evaluate.tts_utterances": 1,
     "evaluate.batch_size": 4,
     "evaluate.max_new_text": 4,
+    "evaluate.vocoder": None,
 }
 """Settings that make any recipe small."""
 

@@ -71,6 +71,12 @@ def test_the_quick_demo(
     full, low = results.rows
     assert full.asr_wer is not None
     assert full.asr_wer.value < 50  # four sentences of each split; the whole demo measures more
+    # The recognizer hears the model, the recordings and their units; the quick demo's two sentences say no more.
+    assert full.tts_cer is not None
+    assert full.tts_wer is not None
+    assert [reference.name for reference in results.speech_references] == ["recordings", "recordings' own units"]
+    assert "the prompt" not in results.notes[0]
+    assert "pretrained:whisper-tiny.en, layer 2" in results.notes[0]
     assert full.prose_ppl is not None
     assert low.prose_ppl is not None
     assert low.prose_ppl.value > 20 * full.prose_ppl.value

@@ -1,20 +1,27 @@
 """Scores against slow references and closed forms."""
 
+import itertools
 import math
+from pathlib import Path
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from transformers import PreTrainedModel
 
+from sparq.errors import SparqError
 from sparq.evaluation import (
-    Transcribed,
+    bootstrap_interval,
     generate_targets,
     prose_perplexity,
+    read_records,
+    score_transcript,
+    sum_errors,
     task_perplexity,
     unit_errors,
-    word_errors,
+    write_records,
 )
 from sparq.tokens import Example, fit_vocabulary
 from sparq.tokens.special import END, units_to_text
@@ -37,15 +44,59 @@ WORDS = st.lists(st.sampled_from(["red", "lamp", "door"]), min_size=1, max_size=
 @given(
     st.lists(st.tuples(WORDS, st.lists(st.sampled_from(["red", "lamp", "door"]), max_size=6)), min_size=1, max_size=4)
 )
-def test_word_errors_are_summed_over_the_corpus(pairs: list[tuple[list[str], list[str]]]) -> None:
+def test_errors_are_summed_over_the_corpus(pairs: list[tuple[list[str], list[str]]]) -> None:
     transcripts = [
-        Transcribed(id=str(i), split="test", reference=" ".join(r), hypothesis=" ".join(h))
+        score_transcript(id=str(i), split="test", task="asr", reference=" ".join(r), hypothesis=" ".join(h))
         for i, (r, h) in enumerate(pairs)
     ]
-    counted = word_errors(transcripts)
+    counted = sum_errors(transcripts, "words")
     assert counted.errors == sum(edits(r, h) for r, h in pairs)
-    assert counted.words == sum(len(r) for r, _ in pairs)
-    assert counted.rate == pytest.approx(100 * counted.errors / counted.words)
+    assert counted.length == sum(len(r) for r, _ in pairs)
+    assert counted.rate == pytest.approx(100 * counted.errors / counted.length)
+    assert counted.low <= counted.high
+    letters = sum_errors(transcripts, "characters")
+    assert letters.errors == sum(edits(list(" ".join(r)), list(" ".join(h))) for r, h in pairs)
+    assert letters.length == sum(len(" ".join(r)) for r, _ in pairs)
+
+
+def test_the_bootstrap_of_equal_utterances_has_no_width() -> None:
+    assert bootstrap_interval(np.array([1, 2, 3]), np.array([4, 8, 12])) == pytest.approx((25, 25))
+
+
+def test_the_bootstrap_is_that_of_all_resamples() -> None:
+    """Three utterances have 27 resamples; the interval is that of their exact distribution."""
+    errors, lengths = np.array([0, 3, 9]), np.array([10, 8, 12])
+    rates = sorted(
+        100 * errors[list(drawn)].sum() / lengths[list(drawn)].sum() for drawn in itertools.product(range(3), repeat=3)
+    )
+    # A quarter of 27 resamples is 6.75, so the quartiles are steps of the distribution.
+    low, high = bootstrap_interval(errors, lengths, num_resamples=20_000, level=0.5)
+    assert (low, high) == pytest.approx((rates[6], rates[20]))
+    assert bootstrap_interval(errors, lengths, seed=3) == bootstrap_interval(errors, lengths, seed=3)
+
+
+def test_the_bootstrap_covers_the_true_rate() -> None:
+    """Of 300 samples of 60 utterances with a true rate of 20 %, about 95 % have it in their interval."""
+    random = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        lengths = random.integers(3, 12, size=60)
+        low, high = bootstrap_interval(random.binomial(lengths, 0.2), lengths, num_resamples=200, seed=seed)
+        covered += low <= 20 <= high
+    assert 0.9 < covered / 300 < 0.99
+
+
+def test_records_survive_parquet(tmp_path: Path) -> None:
+    records = [
+        score_transcript(id=f"u{i}", split="test", task=task, reference="the red lamp", hypothesis=heard)
+        for i, (task, heard) in enumerate((("asr", "the lamp"), ("tts", ""), ("tts", "\u0101 red lamp")))
+    ]
+    write_records(tmp_path / "r.parquet", records)
+    assert read_records(tmp_path / "r.parquet") == records
+    assert [(r.word_errors, r.words) for r in records] == [(1, 3), (3, 3), (1, 3)]
+    (tmp_path / "broken.parquet").write_bytes((tmp_path / "r.parquet").read_bytes()[:-20])
+    with pytest.raises(SparqError, match="broken.parquet is not a file of transcripts"):
+        read_records(tmp_path / "broken.parquet")
 
 
 @given(

@@ -63,7 +63,8 @@ def test_a_run_gives_every_row_of_the_table(run: Path) -> None:
             assert max(tasks[name].max_inf_norm for name in ("TextLM", "ASR")) == row.outliers.max_inf_norm
     assert set(results.curves) == {"vanilla", "max_shift"}
     assert [p.update for p in results.curves["vanilla"].points] == [1, 2, 3, 4]
-    assert "TTS audio was not measured" in results.notes[0]
+    assert all(row.tts_cer is None for row in results.rows)
+    assert "TTS was not measured from audio" in results.notes[0]
     page = (run / "report.html").read_text()
     assert "max_shift" in page
     assert "data:audio" in page

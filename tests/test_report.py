@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import itertools
 import math
 import re
@@ -107,12 +108,16 @@ def test_hostile_text_is_shown_and_does_nothing(page: Page, html: str):
 
 def test_every_number_of_every_row_is_there(page: Page, results: Results):
     for found in results.rows:
-        for metric in (found.textlm_ppl, found.speechlm_ppl, found.asr_wer, found.tts_uer):
+        for metric in (found.textlm_ppl, found.speechlm_ppl, found.asr_wer, found.tts_uer, found.tts_cer):
             assert show_number(metric.value) in page.cells
         assert any(cell.startswith(show_number(found.prose_ppl.value)) for cell in page.cells)
         assert show_number(found.outliers.max_inf_norm) in page.cells
         split = found.asr["test-unseen-voice"]
-        assert f"{show_number(split.wer)} ({split.errors}/773)" in page.cells
+        interval = f"[{show_number(split.low)}, {show_number(split.high)}]"
+        assert f"{show_number(split.wer)} {interval} ({split.errors}/773)" in page.cells
+        for rate in (found.tts_cer, found.tts_wer):
+            assert f"{show_number(rate.value)} [{show_number(rate.low)}, {show_number(rate.high)}]" in page.cells
+    assert "14.50 [11.25, 19.75]" in page.cells
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page: Page):
@@ -173,6 +178,21 @@ def test_audio_is_embedded_unchanged_or_its_absence_explained(page: Page):
     assert "Not embedded: secret.txt is no Ogg, WAV, FLAC or MP3 file" in text
     assert "Not embedded: long.wav has 195 KiB, more than 195 KiB" in text
     assert "Not embedded: there is no file gone.wav" in text
+
+
+def test_the_terminal_says_what_speech_is_compared_with(results: Results):
+    text = " ".join(render_terminal(results).split())
+    assert "TTS CER %" in text
+    assert "the recognizer has 6.50 [4.25, 9.75] % CER and 14.50 [11.25, 19.75] % WER in the recordings." in text
+    assert "TTS CER: over 3,210 reference characters of 24 utterances (test)." in text
+
+
+def test_without_a_vocoder_the_column_is_that_of_units(results: Results, folder: Path):
+    deaf = tuple(dataclasses.replace(r, tts_cer=None, tts_wer=None) for r in results.rows)
+    bare = dataclasses.replace(results, rows=deaf, speech_references=())
+    assert "TTS UER %" in render_terminal(bare)
+    assert "CER %" not in render_terminal(bare)
+    assert "What the recognizer hears" not in render_html(bare, folder=folder)
 
 
 def test_a_report_of_next_to_nothing(tmp_path: Path):

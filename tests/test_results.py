@@ -156,6 +156,18 @@ def test_metrics_counted_over_other_data_are_left_out():
     assert set(drop.left_out.values()) == {"counted over other data than at full precision"}
 
 
+def test_tts_counts_by_what_is_heard_where_anybody_listened():
+    base = make_row("vanilla", "full", (10, 10, 10, 10), tts_cer=rate(20))
+    row = make_row("vanilla", "w4a4-rtn", (10, 10, 10, 90), tts_cer=rate(28))
+    drop = row_drop(row, base)
+    assert drop.used == ("textlm_ppl", "speechlm_ppl", "asr_wer", "tts_cer")
+    assert drop.percent == pytest.approx(100 * 0.4 / 4)
+    # One row of a run without it does not fall back to units: the mean would be of other things.
+    deaf = make_row("softmax1", "w4a4-rtn", (10, 10, 10, 90))
+    results = make_results(base, row, make_row("softmax1", "full", (10, 10, 10, 10)), deaf)
+    assert drops(results)["softmax1-w4a4-rtn"].left_out == {"tts_cer": "not measured"}
+
+
 def test_each_framework_is_compared_with_itself():
     results = make_results(
         make_row("softmax1", "w4a4-rtn", (30, 30, 30, 30)),
@@ -242,7 +254,7 @@ def test_lists_of_numbers_take_one_line_and_text_is_untouched(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda j: j.update(schema_version=1), "results have schema_version 1: this sparq reads 2"),
+        (lambda j: j.update(schema_version=1), "results have schema_version 1: this sparq reads 3"),
         (lambda j: j.pop("schema_version"), "schema_version None"),
         (lambda j: j.update(sed=3), "unknown key 'sed': did you mean 'seed'?"),
         (lambda j: j.pop("seed"), "results lacks key 'seed'"),

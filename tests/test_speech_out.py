@@ -111,6 +111,22 @@ def test_speak_writes_sound_and_says_how_long_it_took(
     assert again.read_bytes() == before
 
 
+def test_a_model_speaks_in_the_type_that_it_is_told(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stream(network: torch.nn.Module, *arguments: object, **options: object) -> Iterator[int]:
+        seen.append({p.dtype for p in network.parameters()})
+        return stream_target(network, *arguments, **options)
+
+    monkeypatch.setattr(speech_out, "stream_target", stream)
+    for name in ("bfloat16", "float32"):
+        command = _command(world, "speak", "open", "--out", tmp_path / f"{name}.wav", "--max-new", "9", "--dtype", name)
+        assert main([*command, *_vocoder(world)]) == 0
+    assert seen == [{torch.bfloat16}, {torch.float32}]
+
+
 def test_a_stream_is_what_generation_gives(world: Path) -> None:
     speechlm = load_speechlm(world / "run" / "models" / "softmax1")
     for text in ("open", "red lamp", "close the green door"):

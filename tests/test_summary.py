@@ -14,7 +14,7 @@ def _four(framework: str, precision: str, value: float, **changes: object) -> Ro
             "textlm_ppl": Perplexity(value=value, tokens=1, utterances=1, split="test"),
             "speechlm_ppl": Perplexity(value=value, tokens=1, utterances=1, split="test"),
             "asr_wer": ErrorRate(value=value, errors=1, length=1, utterances=1, split="test"),
-            "tts_uer": ErrorRate(value=value, errors=1, length=1, utterances=1, split="test"),
+            "tts_cer": ErrorRate(value=value, errors=1, length=1, utterances=1, split="test"),
             **changes,
         },
     )  # fmt: skip
@@ -37,7 +37,7 @@ def test_the_summary_ranks_neither_ties_nor_different_metrics():
     tie = summarize(bare((*rows, *(_four(f, "w4a4-rtn", 20) for f in ("vanilla", "softmax1")))))
     assert any("no framework alone loses least" in s for s in tie)
     assert not any("recognizes speech best" in s for s in tie)
-    missing = (_four("vanilla", "w4a4-rtn", 20), _four("softmax1", "w4a4-rtn", 15, tts_uer=None))
+    missing = (_four("vanilla", "w4a4-rtn", 20), _four("softmax1", "w4a4-rtn", 15, tts_cer=None))
     assert any("do not compare: vanilla +100.0 % (4/4) and softmax1 +50.00 % (3/4)" in s
                for s in summarize(bare((*rows, *missing))))  # fmt: skip
     table = main_table(bare((*rows, *missing)))

@@ -130,6 +130,16 @@ def add_vocoder(parser: argparse.ArgumentParser, default_voice: str) -> None:
     )
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the type that a model speaks in."""
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="what the model computes in at full precision; bfloat16 is faster on CPUs that have it",
+    )
+
+
 def _schemes() -> tuple[str, ...]:
     from sparq.recipes.recipe import ALL_SCHEMES
 

@@ -20,12 +20,15 @@ from sparq.cli import (
     pipeline,
     pretrained,
     quantize,
+    score,
     speech,
 )
 from sparq.cli.arguments import Parser, VersionAction
 from sparq.errors import SparqError, unknown
 
-_GROUPS = (pipeline, demo, apply, speech, quantize, outliers, doctor, convert, export, bench, paper, pretrained)
+_GROUPS = (
+    pipeline, demo, apply, speech, score, quantize, outliers, doctor, convert, export, bench, paper, pretrained,
+)  # fmt: skip
 
 OK, MISTAKE, INTERRUPTED, BROKEN_PIPE = 0, 2, 128 + 2, 128 + 13
 """Exit statuses; the last two are what a shell reports for SIGINT and SIGPIPE."""

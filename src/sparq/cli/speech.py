@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparq.cli.apply import check_model, check_recordings, print_spoken
-from sparq.cli.arguments import add_model, add_vocoder, positive
+from sparq.cli.arguments import add_dtype, add_model, add_vocoder, positive
 
 
 def add_commands(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add_commands(commands: Any) -> None:
     add_model(parser)
     parser.add_argument("--out", metavar="FILE.wav", type=Path, required=True, help="the file to write; a new one")
     add_vocoder(parser, "the vocoder's own")
+    add_dtype(parser)
     parser.add_argument("--max-new", metavar="N", type=positive, default=300, help="most pieces that the model writes")
     parser.set_defaults(handler=speak_text, parser=parser)
 
@@ -67,7 +68,7 @@ def speak_text(arguments: argparse.Namespace) -> None:
 
     spoken = speak(
         model=arguments.model, text=arguments.text, out=arguments.out, vocoder=arguments.vocoder,
-        voice=arguments.voice, precision=arguments.precision, max_new=arguments.max_new,
+        voice=arguments.voice, precision=arguments.precision, dtype=arguments.dtype, max_new=arguments.max_new,
     )  # fmt: skip
     print_spoken(spoken)
 

@@ -22,6 +22,7 @@ def generate_targets(
     max_new_tokens: int,
     num_beams: int = 1,
     batch_size: int = 32,
+    temperature: float | None = None,
     on_done: Callable[[int], object] = int,
 ) -> list[list[int]]:
     """Return what the model generates after each prompt, up to its end token (left out) or `max_new_tokens`.
@@ -35,6 +36,7 @@ def generate_targets(
         max_new_tokens: the bound on what is generated.
         num_beams: 1 is greedy; the papers use 5.
         batch_size: prompts at a time.
+        temperature: of draws from the model; None takes the likeliest.
         on_done: told how many prompts were finished, after each batch.
     """
     pad, end = vocabulary.token_id(PAD), vocabulary.token_id(END)
@@ -53,7 +55,8 @@ def generate_targets(
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
-            do_sample=False,
+            do_sample=temperature is not None,
+            temperature=temperature,
             pad_token_id=pad,
             eos_token_id=end,
         )

@@ -1,7 +1,7 @@
 """Perplexity per token: of task sequences, and of plain prose under the backbone's own tokenizer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,6 @@ def _perplexity(nll: float, num_tokens: int) -> Perplexity:
     return Perplexity(value=math.exp(mean) if mean < 700 else math.inf, num_tokens=num_tokens)
 
 
-@torch.inference_mode()
 def task_perplexity(model: PreTrainedModel, examples: Sequence[Example], *, batch_size: int) -> Perplexity:
     """Return the perplexity of the targets (end token counted) given the prompts, teacher-forced.
 
@@ -38,10 +37,31 @@ def task_perplexity(model: PreTrainedModel, examples: Sequence[Example], *, batc
         batch_size: sequences at a time; sequences of like length go together.
     """
     assert examples, "perplexity of nothing"
-    ordered = sorted(examples, key=len)
-    nll, tokens = 0.0, 0
-    for start in range(0, len(ordered), batch_size):
-        group = ordered[start : start + batch_size]
+    likelihoods = log_likelihoods(model, examples, batch_size=batch_size)
+    return _perplexity(-sum(likelihoods), sum(len(example.target) for example in examples))
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    model: PreTrainedModel,
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    on_done: Callable[[int], object] = int,
+) -> list[float]:
+    """Return the log-likelihood of each target (end token counted) given its prompt, in nats, teacher-forced.
+
+    Args:
+        model: a SpeechLM.
+        examples: in any order.
+        batch_size: sequences at a time; sequences of like length go together.
+        on_done: told how many were finished, after each batch.
+    """
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i]))
+    found = [0.0] * len(examples)
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        group = [examples[i] for i in indices]
         length = max(len(e) for e in group)
         input_ids = torch.zeros(len(group), length, dtype=torch.long)
         counted = torch.zeros(len(group), length, dtype=torch.bool)
@@ -50,9 +70,11 @@ def task_perplexity(model: PreTrainedModel, examples: Sequence[Example], *, batc
             counted[row, len(example.prompt) : len(example)] = True
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
         chosen = torch.log_softmax(logits, dim=-1).gather(2, input_ids[:, 1:, None])[..., 0]
-        nll -= float(chosen[counted[:, 1:]].double().sum())
-        tokens += int(counted.sum())
-    return _perplexity(nll, tokens)
+        sums = torch.where(counted[:, 1:], chosen.double(), 0.0).sum(dim=1).tolist()
+        for index, value in zip(indices, sums, strict=True):
+            found[index] = value
+        on_done(len(group))
+    return found
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from sparq.papers.trained import TrainedCell
 from sparq.quantization import to_integers
 from sparq.recipes.outlier_sequences import TASK_LABELS, task_sequences
 from sparq.recipes.train_step import training_folder
-from sparq.report.drop import METRICS
+from sparq.report.drop import metrics
 from sparq.training import read_log
 from sparq.types import Task
 
@@ -35,10 +35,13 @@ _IN_THE_NAME = {"opt-125m": 125.0, "opt-350m": 350.0, "opt-1.3b": 1300.0}
 
 
 def measure_tasks(trained: TrainedCell, cell: Cell) -> Values:
-    """Return perplexities of text and speech, word error rate, and error rate of generated units."""
+    """Return perplexities of text and speech, word error rate of ASR, and character error rate of TTS.
+
+    Without a vocoder TTS has the error rate of its units instead.
+    """
     row = trained.row(cell.precision)
-    metrics = {name: getattr(row, name) for name in METRICS}
-    return {name: None if metric is None else metric.value for name, metric in metrics.items()}
+    found = {name: getattr(row, name) for name in metrics([row])}
+    return {name: None if metric is None else metric.value for name, metric in found.items()}
 
 
 def measure_outliers(trained: TrainedCell, cell: Cell) -> Values:
@@ -111,12 +114,11 @@ MEASURES: dict[Measure, Callable[[TrainedCell, Cell], Values]] = {
 """The measures that need a trained model."""
 
 NAMES: dict[Measure, tuple[str, ...]] = {
-    "tasks": METRICS,
     "accuracy": ("accuracy",),
     "training": ("seconds_per_1000_tokens",),
     "latency": ("textlm_latency", "speechlm_latency"),
 }
-"""The numbers of measures that a training whose loss is not finite has none of."""
+"""The numbers of measures, beside those of the tasks, that a training whose loss is not finite has none of."""
 
 
 def count_parameters(size: str) -> Values:

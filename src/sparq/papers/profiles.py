@@ -59,7 +59,9 @@ class Profile:
     def settings_of(self, cell: Cell, seed: int) -> str:
         """Return a fingerprint of all that decides a cell's numbers, but for the recordings and where files lie."""
         recipe = self.recipe_of(cell, seed)
-        recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
+        vocoder = recipe.evaluate.vocoder
+        evaluate = replace(recipe.evaluate, prose=None, vocoder=vocoder and Path(vocoder.name))
+        recipe = replace(recipe, evaluate=evaluate)
         scheme = {} if cell.precision == FULL else self.scheme_settings(cell.precision)
         return fingerprint(used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate"), scheme)
 

@@ -16,6 +16,7 @@ from sparq.papers.records import Record, add_records, read_records
 from sparq.papers.trained import TrainedCell
 from sparq.papers.views import cell_labels
 from sparq.report import Provenance, collect_provenance, utc_now
+from sparq.report.drop import metric_names
 
 _LOG = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
         if isinstance(model, TrainedCell):
             models.append(model)
         for template in missing:
-            record = _measured(template, model, _rank_note(profile, cell))
+            record = _measured(template, model, profile, _rank_note(profile, cell))
             add_records(results, [record])
             known[record.key] = record
             _LOG.info("  %s: %s", " ".join(cell_labels(cell)), record.values or record.note)
@@ -120,9 +121,11 @@ def _record(profile: Profile, cell: Cell, measure: Measure, seed: int, provenanc
     )
 
 
-def _measured(template: Record, model: TrainedCell | str, note: str) -> Record:
+def _measured(template: Record, model: TrainedCell | str, profile: Profile, note: str) -> Record:
     if isinstance(model, str):
-        values: Values = dict.fromkeys(NAMES.get(template.measure, ()))
+        heard = profile.recipe.evaluate.vocoder is not None
+        names = metric_names(heard=heard) if template.measure == "tasks" else NAMES.get(template.measure, ())
+        values: Values = dict.fromkeys(names)
         return dataclasses.replace(template, values=values, note=model)
     start, joules = time.perf_counter(), read_joules()
     values = MEASURES[template.measure](model, template.cell)

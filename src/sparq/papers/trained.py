@@ -12,7 +12,8 @@ from sparq.papers.experiments import FULL, Cell
 from sparq.papers.profiles import Profile
 from sparq.quantization import QuantizationScheme, quantize
 from sparq.recipes.calibration import padded_batches, task_examples
-from sparq.recipes.evaluate_step import measure, test_splits
+from sparq.recipes.evaluate_step import load_listener, measure, test_splits
+from sparq.recipes.listening import Listener
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe, used_settings
 from sparq.recipes.run_folder import RunFolder
@@ -58,6 +59,10 @@ class TrainedCell:
         """The model in full precision."""
         return load_speechlm(self.run.model(self.cell.framework))
 
+    @cached_property
+    def _listener(self) -> Listener | None:
+        return load_listener(self.recipe, self.run, self.speechlm)
+
     def forget_model(self) -> None:
         """Free the memory of the model; it is loaded anew where it is asked for."""
         self.__dict__.pop("speechlm", None)
@@ -87,9 +92,10 @@ class TrainedCell:
         key = fingerprint(used_settings(self.recipe, "evaluate", "quantize", "train", "model"), scheme)
         file = self.run.path / "rows" / f"{self.cell.framework}-{precision}-{key}.json"
         if not file.exists():
-            row = measure(
+            row, _ = measure(
                 self.model(precision), self.speechlm.vocabulary, self.splits, self.recipe,
-                framework=self.cell.framework, precision=precision,
+                framework=self.cell.framework, precision=precision, listener=self._listener,
+                samples=file.with_suffix(""),
             )  # fmt: skip
             write_json(file, to_json(row))
         return row_from_json(read_json(file), str(file))

@@ -8,7 +8,7 @@ from typing import Literal
 
 from sparq.papers.experiments import OURS, Cell, Experiment
 from sparq.papers.records import Record
-from sparq.report.drop import METRICS, average_drop
+from sparq.report.drop import average_drop
 
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 0.975 by degrees of freedom; beyond 9 the last one is used, which is a little too wide."""
@@ -64,8 +64,7 @@ def _drop(rows: dict[tuple[Cell, int], Record], cell: Cell, seed: int) -> float 
     row, base = rows.get((cell, seed)), rows.get((cell.base, seed))
     if row is None or base is None:
         return None
-    values, reference = ({name: r.values.get(name) for name in METRICS} for r in (row, base))
-    return average_drop(values, reference).percent
+    return average_drop(row.values, base.values).percent
 
 
 def _interval(differences: list[float]) -> float | None:

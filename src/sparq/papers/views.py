@@ -7,7 +7,7 @@ from sparq.papers.experiments import EXPERIMENTS, Cell, Experiment
 from sparq.papers.norm_condition import LayerNorms
 from sparq.papers.published import Labels, Published, PublishedRow, PublishedTable, recompute, recompute_claim
 from sparq.papers.records import Record, summarize_seeds
-from sparq.report.drop import METRICS, average_drop
+from sparq.report.drop import average_drop
 from sparq.report.numbers import show_number
 from sparq.report.tables import Line, Table
 
@@ -16,6 +16,7 @@ LABELS = {
     "speechlm_ppl": "SpeechLM PPL",
     "asr_wer": "ASR WER %",
     "tts_uer": "TTS UER %",
+    "tts_cer": "TTS CER %",
     "accuracy": "accuracy %",
     "seconds_per_1000_tokens": "s / 1,000 tokens",
     "textlm_latency": "TextLM ms",
@@ -101,6 +102,7 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
     table = None if experiment.figure else published.table(experiment.name)
     metrics = list(dict.fromkeys(metric for record in own for metric in record.values))
     by_tasks = "tasks" in experiment.measures
+    tasks = [record for record in own if record.measure == "tasks"]
     models = _models(table)
     if own[0].model in models:  # the papers' own backbone: its numbers alone
         models = [own[0].model]
@@ -109,14 +111,14 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
         of_cell = [record for record in own if record.cell == cell]
         cells = [*cell_labels(cell), *(show_seeds(of_cell, metric) for metric in metrics)]
         if by_tasks:
-            cells.append(show_drops(of_cell, [record for record in own if record.cell == cell.base]))
+            cells.append(show_drops(*([r for r in tasks if r.cell == which] for which in (cell, cell.base))))
         cells += [_theirs(published, table, cell, model) for model in models]
         lines.append(Line(cells=tuple(cells)))
     seeds = sorted({record.seed for record in own})
     what = "drop % (!: computed, the printed one disagrees)" if by_tasks else "their metrics"
     notes = [f"Seeds {', '.join(map(str, seeds))}. Theirs, by model: {what}."] if models else []
-    notes += [_UER] if by_tasks else []
-    absent = [m for m in metrics if any(r.values.get(m) is None for r in own if r.measure == "tasks" and m in METRICS)]
+    notes += [_UER] if by_tasks and "tts_uer" in metrics else []
+    absent = [m for m in metrics if any(m in r.values and r.values[m] is None for r in tasks)]
     if absent:
         notes.append(f"Averages leave out what a row lacks: {', '.join(LABELS[metric] for metric in absent)}.")
     notes += dict.fromkeys(record.note for record in own if record.note)
@@ -181,8 +183,8 @@ def show_drops(records: Sequence[Record], bases: Sequence[Record]) -> str:
             continue
         if record.cell == base.cell:
             return "base"
-        values, reference = ({name: r.values.get(name) for name in METRICS} for r in (record, base))
-        found.append(dataclasses.replace(record, values={"average_drop": average_drop(values, reference).percent}))
+        drop = average_drop(record.values, base.values)
+        found.append(dataclasses.replace(record, values={"average_drop": drop.percent}))
     return show_seeds(found, "average_drop")
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float32
 from transformers import PreTrainedModel
 
 from sparq.adaptation import SpeechLM, load_speechlm
@@ -50,7 +52,16 @@ def encode_recordings(speechlm: SpeechLM, files: Sequence[Path]) -> list[list[in
     Raises:
         SparqError: a recording is not fit for it, or the k-means is not the model's.
     """
-    if not files:
+    return encode_samples(speechlm, [read_waveform(file, max_seconds=MAX_SECONDS) for file in files])
+
+
+def encode_samples(speechlm: SpeechLM, waveforms: Sequence[Float32[np.ndarray, "_samples"]]) -> list[list[int]]:
+    """Return the units of 16 kHz mono samples as the model was trained on them.
+
+    Raises:
+        SparqError: the k-means is not the model's.
+    """
+    if not waveforms:
         return []
     kmeans = KMeans.load(speechlm.kmeans_file)
     if kmeans.fingerprint != speechlm.description.units_fingerprint:
@@ -58,7 +69,6 @@ def encode_recordings(speechlm: SpeechLM, files: Sequence[Path]) -> list[list[in
             f"{speechlm.kmeans_file} has fingerprint {kmeans.fingerprint}, but the model was trained on units"
             f" {speechlm.description.units_fingerprint}: restore the file that it was trained with"
         )
-    waveforms = [read_waveform(file, max_seconds=MAX_SECONDS) for file in files]
     settings = speechlm.description.training["units"]
     extractor = load_extractor(feature_spec(settings["features"], settings["layer"], settings["dtype"]))
     encoded = encode_waveforms(waveforms, extractor, kmeans, dedup=settings["dedup"])

@@ -8,16 +8,18 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
 
-from sparq.adaptation import load_speechlm
+from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.errors import SparqError
 from sparq.evaluation import (
-    Transcribed,
+    Transcript,
     generate_targets,
     measure_outliers,
     prose_perplexity,
+    score_transcript,
+    sum_errors,
     task_perplexity,
     unit_errors,
-    word_errors,
+    write_records,
 )
 from sparq.files import read_text, write_json
 from sparq.models import load_backbone
@@ -25,6 +27,7 @@ from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
 from sparq.progress import progress
 from sparq.quantization import load_quantized, quantize
+from sparq.recipes.listening import Chosen, Listener, choose_spoken, error_rate, write_references, write_samples
 from sparq.recipes.outlier_sequences import TASK_LABELS, alone, measure_tasks, sequence_ids, task_sequences
 from sparq.recipes.pictures import outlier_figures
 from sparq.recipes.quantize_step import scheme_of_name
@@ -64,19 +67,43 @@ def run_evaluate(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
     precisions = (FULL, *recipe.quantize.schemes)
     files = [run.evaluation(framework, precision) for precision in precisions]
     prose = _Prose(recipe, framework) if recipe.evaluate.prose else None
+    chosen = choose_spoken(splits, recipe.evaluate)
+    listener = load_listener(recipe, run, speechlm) if chosen else None
+    # They are the same for every framework, so the first one has them.
+    references = run.references(framework)
+    if listener and framework == recipe.frameworks[0] and not references.exists():
+        write_references(references, run, listener, chosen, "+".join(splits))
     for precision, file in zip(precisions, files, strict=True):
         if file.exists():
             continue
         model = speechlm.model if precision == FULL else load_quantized(run.quantized(framework, precision))
         start = time.perf_counter()
-        row = measure(model, speechlm.vocabulary, splits, recipe, framework=framework, precision=precision)
+        row, transcripts = measure(
+            model,
+            speechlm.vocabulary,
+            splits,
+            recipe,
+            framework=framework,
+            precision=precision,
+            listener=listener,
+            samples=run.samples(framework, precision),
+        )
         if prose:
             row = dataclasses.replace(row, prose_ppl=prose.measure(precision))
         row = dataclasses.replace(row, seconds=round(time.perf_counter() - start, 2))
-        write_json(file, to_json(row))
+        write_records(file.with_suffix(".parquet"), transcripts)
+        write_json(file, to_json(row))  # last: it says that all of this precision is there
         wer = f", WER {row.asr_wer.value:.1f} %" if row.asr_wer else ""
         _LOG.info("  %s %s%s (%.0f s)", framework, precision, wer, row.seconds)
-    return files
+    return [run.evaluation(framework)]
+
+
+def load_listener(recipe: Recipe, run: RunFolder, speechlm: SpeechLM) -> Listener | None:
+    """Return what hears a model of a run, or None if the recipe has no vocoder."""
+    if recipe.evaluate.vocoder is None:
+        return None
+    fingerprint = speechlm.description.units_fingerprint
+    return Listener(recipe.evaluate, units_fingerprint=fingerprint, dedup=read_summary(run.units)["dedup"])
 
 
 def _limited(utterances: list[Spoken], recipe: Recipe) -> list[Spoken]:
@@ -92,10 +119,22 @@ def measure(
     *,
     framework: str,
     precision: str,
-) -> Row:
-    """Measure one model on every test split.
+    listener: Listener | None,
+    samples: Path,
+) -> tuple[Row, list[Transcript]]:
+    """Measure one model on every test split; return its row and the transcripts that the error rates come from.
 
     The headline figures are over all test splits together; recognition is given for each split as well.
+
+    Args:
+        model: the model.
+        vocabulary: its vocabulary.
+        splits: utterances of each test split.
+        recipe: how much is measured.
+        framework: name of its attention.
+        precision: `full` or a scheme.
+        listener: hears what the model says; None leaves TTS at the error rate of its units.
+        samples: the folder for some of what was heard.
     """
     settings = recipe.evaluate
     everything = [u for utterances in splits.values() for u in utterances]
@@ -106,20 +145,25 @@ def measure(
         for name, utterances in splits.items()
         if (with_text := [u for u in utterances if u.text])
     }
-    errors, words = sum(s.errors for s in asr.values()), sum(s.words for s in asr.values())
+    transcripts = [t for split in asr.values() for t in split]
     texts = spoken[: settings.textlm_utterances] if settings.textlm_utterances else spoken
-    # Evenly over the splits, and the same utterances for every model.
-    said = spoken[:: max(1, len(spoken) // max(1, settings.tts_utterances))][: settings.tts_utterances]
-    return Row(
+    chosen = choose_spoken(splits, settings)
+    said = _synthesize(model, vocabulary, [c.utterance for c in chosen], settings) if chosen else []
+    heard: list[Transcript] = []
+    if listener:
+        waveforms = [listener.say(units) for units in said]
+        write_samples(samples, chosen, waveforms)
+        heard = listener.hear(chosen, waveforms, task="tts")
+    row = Row(
         framework=framework,
         precision=precision,
         textlm_ppl=_task_perplexity(model, vocabulary, "textlm", texts, settings, label),
         speechlm_ppl=_task_perplexity(model, vocabulary, "speechlm", everything, settings, label),
-        asr_wer=ErrorRate(value=100 * errors / words, errors=errors, length=words, utterances=len(spoken), split=label)
-        if words
-        else None,
-        tts_uer=_synthesize(model, vocabulary, said, settings, label) if said else None,
-        asr=asr,
+        asr_wer=error_rate(transcripts, "words", label) if transcripts else None,
+        tts_uer=_unit_errors(chosen, said, label) if said else None,
+        tts_cer=error_rate(heard, "characters", label) if heard else None,
+        tts_wer=error_rate(heard, "words", label) if heard else None,
+        asr={name: _asr_split(split) for name, split in asr.items()},
         outliers=_outliers(
             model,
             vocabulary,
@@ -127,6 +171,7 @@ def measure(
             by_task=precision == FULL,
         ),
     )
+    return row, transcripts + heard
 
 
 def _task_perplexity(
@@ -151,7 +196,7 @@ def _recognize(
     utterances: Sequence[Spoken],
     settings: EvaluateConfig,
     label: str,
-) -> AsrSplit:
+) -> list[Transcript]:
     with progress(f"transcribe {label}", total=len(utterances), unit="utt") as bar:
         generated = generate_targets(
             model,
@@ -162,16 +207,21 @@ def _recognize(
             batch_size=settings.batch_size,
             on_done=bar.update,
         )
-    transcripts = [
-        Transcribed(id=u.id, split=split, reference=u.text, hypothesis=vocabulary.decode_text(ids))
+    return [
+        score_transcript(id=u.id, split=split, task="asr", reference=u.text, hypothesis=vocabulary.decode_text(ids))
         for u, ids in zip(utterances, generated, strict=True)
     ]
-    counted = word_errors(transcripts)
+
+
+def _asr_split(transcripts: Sequence[Transcript]) -> AsrSplit:
+    counted = sum_errors(transcripts, "words")
     return AsrSplit(
         wer=counted.rate,
-        words=counted.words,
+        words=counted.length,
         utterances=counted.utterances,
         errors=counted.errors,
+        low=counted.low,
+        high=counted.high,
         examples=tuple(Example(id=t.id, reference=t.reference, hypothesis=t.hypothesis) for t in transcripts),
     )
 
@@ -181,8 +231,8 @@ def _synthesize(
     vocabulary: JointVocabulary,
     utterances: Sequence[Spoken],
     settings: EvaluateConfig,
-    split: str,
-) -> ErrorRate:
+) -> list[list[int]]:
+    """Return the units that the model writes for each text."""
     longest = max(len(vocabulary.encode_units(u.units)) for u in utterances)
     generated = generate_targets(
         model,
@@ -193,7 +243,11 @@ def _synthesize(
         num_beams=settings.beam,
         batch_size=settings.batch_size,
     )
-    counted = unit_errors([u.units for u in utterances], [vocabulary.decode_units(ids) for ids in generated])
+    return [vocabulary.decode_units(ids) for ids in generated]
+
+
+def _unit_errors(chosen: Sequence[Chosen], said: Sequence[Sequence[int]], split: str) -> ErrorRate:
+    counted = unit_errors([c.utterance.units for c in chosen], said)
     return ErrorRate(
         value=counted.rate,
         errors=counted.errors,

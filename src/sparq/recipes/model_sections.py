@@ -16,6 +16,7 @@ from sparq.errors import SparqError, near_matches
 from sparq.quantization.scheme import METHODS
 from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
 from sparq.training.trackers import Tracker
+from sparq.vocoder.recognizer import WHISPER
 
 FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
 """The attentions that are compared by default: the pretrained one, the exact softmax_1, and SpARQ equation 3.2."""
@@ -246,6 +247,8 @@ class EvaluateConfig:
         beam: beam width of ASR and TTS; 5 in VoxtLM, 1 is much faster.
         batch_size: sequences decoded together.
         max_new_text: most text pieces of a transcript.
+        vocoder: a vocoder of the units, by which TTS is measured from audio; none leaves it at the units.
+        recognizer: the English Whisper that listens to TTS: a folder, a hub name or `pretrained:NAME`.
         prose: a text file for the perplexity of ordinary text; paths as in a source's manifest.
     """
 
@@ -255,10 +258,13 @@ class EvaluateConfig:
     beam: int = 1
     batch_size: int = 32
     max_new_text: int = 100
+    vocoder: Path | None = None
+    recognizer: str = WHISPER
     prose: Path | None = None
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         for name in ("max_utterances", "tts_utterances", "textlm_utterances"):
             check(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "at least 0")
+        check_not_empty(where, recognizer=self.recognizer)
         check_positive(where, beam=self.beam, batch_size=self.batch_size, max_new_text=self.max_new_text)

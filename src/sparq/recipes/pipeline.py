@@ -11,14 +11,16 @@ from sparq.recipes.recipe import Recipe, used_settings
 from sparq.recipes.report_step import run_report
 from sparq.recipes.speech_steps import run_prepare, run_units, run_vocab
 from sparq.recipes.train_step import run_train
+from sparq.vocoder.storage import vocoder_files
 
 
 def _lists(recipe: Recipe) -> Iterable[Path]:
     return [path for s in recipe.prepare.sources for path in corpus_lists(s.layout, s.path, s.subsets)]
 
 
-def _prose(recipe: Recipe) -> Iterable[Path]:
-    return [recipe.evaluate.prose] if recipe.evaluate.prose else []
+def _prose_and_vocoder(recipe: Recipe) -> Iterable[Path]:
+    prose, vocoder = recipe.evaluate.prose, recipe.evaluate.vocoder
+    return [*([prose] if prose else []), *(vocoder_files(vocoder) if vocoder else [])]
 
 
 STEPS: tuple[Step | FrameworkStep, ...] = (
@@ -66,8 +68,8 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "evaluate", "quantize"),
         run=run_evaluate,
         owns=("evaluation/{framework}",),
-        version=2,
-        files=_prose,
+        version=3,
+        files=_prose_and_vocoder,
     ),
     Step(
         name="report",
@@ -75,6 +77,6 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "name"),
         run=run_report,
         owns=("results.json", "report.html", "clips"),
-        version=2,
+        version=3,
     ),
 )

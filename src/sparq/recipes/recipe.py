@@ -118,8 +118,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), environ: Mapping[str,
 def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> Recipe:
     """Return the recipe with environment variables put in and relative paths taken from `folder`.
 
-    `units.features` and `model.backbone` may be hub names, so they count as paths only if they start with
-    `.`, `~` or `/` once variables are put in.
+    `units.features`, `model.backbone` and `evaluate.recognizer` may be hub names, so they count as paths only if they
+    start with `.`, `~` or `/` once variables are put in.
     """
 
     def resolve(value: Path | str, where: str) -> Path:
@@ -146,6 +146,8 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         resolve(text, f"recipe.vocab.extra_text[{index}]") for index, text in enumerate(recipe.vocab.extra_text)
     )
     prose = resolve_optional(recipe.evaluate.prose, "recipe.evaluate.prose")
+    vocoder = resolve_optional(recipe.evaluate.vocoder, "recipe.evaluate.vocoder")
+    recognizer = resolve_name(recipe.evaluate.recognizer, "recipe.evaluate.recognizer")
     features = resolve_name(recipe.units.features, "recipe.units.features")
     backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone")
     return dataclasses.replace(
@@ -154,7 +156,7 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         units=dataclasses.replace(recipe.units, features=features),
         vocab=dataclasses.replace(recipe.vocab, extra_text=texts),
         model=dataclasses.replace(recipe.model, backbone=backbone),
-        evaluate=dataclasses.replace(recipe.evaluate, prose=prose),
+        evaluate=dataclasses.replace(recipe.evaluate, prose=prose, vocoder=vocoder, recognizer=recognizer),
     )
 
 

@@ -12,6 +12,7 @@ from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.audio.manifest import read_manifest
 from sparq.audio.waveform import read_waveform
 from sparq.configuration import to_mapping
+from sparq.evaluation import read_records
 from sparq.files import read_json, remove
 from sparq.pretrained import resolve_model, weights_note
 from sparq.recipes.evaluate_step import test_splits
@@ -27,6 +28,7 @@ from sparq.report import (
     LiveSlice,
     Results,
     Row,
+    SpeechReference,
     SplitSummary,
     TrainingCurve,
     collect_provenance,
@@ -34,17 +36,25 @@ from sparq.report import (
     write_html,
     write_results,
 )
-from sparq.report.codec import row_from_json
+from sparq.report.codec import references_from_json, row_from_json
+from sparq.report.numbers import precision_label
 from sparq.tokens import make_example
 from sparq.training import Update, read_log
 from sparq.types import SAMPLE_RATE
+from sparq.units import read_summary
 
 NUM_CLIPS = 3
 NUM_EXAMPLES = 8
 """Transcripts of each split in the report; all of them are in `RUN/evaluation`."""
 NO_VOCODER = (
-    "TTS audio was not measured: this version has no vocoder. The column gives the error rate of the generated units"
-    " against the units of the recording instead; the prompt does not say whose voice is wanted, so it stays high."
+    "TTS was not measured from audio: the recipe names no vocoder (evaluate.vocoder). The column gives the error rate"
+    " of the generated units against the units of the recording instead; the prompt does not say whose voice is wanted,"
+    " so it stays high."
+)
+HEARD_BY = "TTS was heard by {recognizer} in the vocoder's default voice."
+SAME_FAMILY = (
+    " The units come from a Whisper too ({features}, layer {layer}), so the recognizer may find in them what it listens"
+    " for: another one would hear more errors, in the recordings' own units as well."
 )
 
 
@@ -95,7 +105,8 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
         attention_maps=tuple(pictures.attention),
         hidden_maps=tuple(pictures.hidden),
         audio=_clips(run, rows),
-        notes=_notes(recipe),
+        speech_references=_references(recipe, run),
+        notes=_notes(recipe, run),
     )
 
 
@@ -110,12 +121,30 @@ def _with_few_examples(row: Row) -> Row:
     return dataclasses.replace(row, asr=asr)
 
 
-def _notes(recipe: Recipe) -> tuple[str, ...]:
-    notes = [NO_VOCODER, "Low-bit models are simulated with exact integer semantics; nothing here is a speed."]
+def _notes(recipe: Recipe, run: RunFolder) -> tuple[str, ...]:
+    notes = [
+        _speech_note(recipe, run),
+        "Low-bit models are simulated with exact integer semantics; nothing here is a speed.",
+    ]
     backbone = weights_note(Path(resolve_model(recipe.model.backbone)))
     if backbone:
         notes.append(backbone)
     return tuple(notes)
+
+
+def _speech_note(recipe: Recipe, run: RunFolder) -> str:
+    evaluate, units = recipe.evaluate, recipe.units
+    if evaluate.vocoder is None:
+        return NO_VOCODER
+    note = HEARD_BY.format(recognizer=evaluate.recognizer)
+    if read_summary(run.units)["extractor"]["kind"] == "whisper":
+        note += SAME_FAMILY.format(features=units.features, layer=units.layer)
+    return note
+
+
+def _references(recipe: Recipe, run: RunFolder) -> tuple[SpeechReference, ...]:
+    file = run.references(recipe.frameworks[0])
+    return references_from_json(read_json(file), str(file)) if file.exists() else ()
 
 
 def _sample(run: RunFolder, speechlm: SpeechLM) -> Spoken:
@@ -184,4 +213,27 @@ def _clips(run: RunFolder, rows: Sequence[Row]) -> tuple[AudioSample, ...]:
         samples.append(
             AudioSample(id=id_, path=str(copy.relative_to(run.path)), reference=references[id_], hypotheses=heard[id_])
         )
-    return tuple(samples)
+    return (*samples, *_spoken_clips(run, rows))
+
+
+def _spoken_clips(run: RunFolder, rows: Sequence[Row]) -> list[AudioSample]:
+    """Copy what the models said beside the report, by utterance, with what the recognizer heard in it."""
+    samples = []
+    for row in rows:
+        folder = run.samples(row.framework, row.precision)
+        records = run.evaluation(row.framework, row.precision).with_suffix(".parquet")
+        spoken = {t.id: t for t in read_records(records) if t.task == "tts"} if folder.exists() else {}
+        for file in sorted(folder.glob("*.ogg")):
+            if (said := spoken.get(file.stem)) is None:  # its text is nothing to the recognizer's normalizer
+                continue
+            copy = run.path / "clips" / f"{row.key}-{file.name}"
+            shutil.copyfile(file, copy)
+            samples.append(
+                AudioSample(
+                    id=f"{file.stem}, spoken by {row.framework}, {precision_label(row.precision)}",
+                    path=str(copy.relative_to(run.path)),
+                    reference=said.reference,
+                    hypotheses={"the recognizer": said.hypothesis},
+                )
+            )
+    return sorted(samples, key=lambda sample: sample.id.partition(",")[0])

@@ -79,6 +79,14 @@ class RunFolder:
         folder = self.path / "evaluation" / framework
         return folder if precision is None else folder / f"{precision}.json"
 
+    def samples(self, framework: str, precision: str) -> Path:
+        """Folder of some utterances as a model spoke them."""
+        return self.evaluation(framework) / f"{precision}-speech"
+
+    def references(self, framework: str) -> Path:
+        """What the recognizer of TTS makes of the recordings themselves."""
+        return self.evaluation(framework) / "references.json"
+
     @property
     def results(self) -> Path:
         """Every number of the report, and where it comes from."""

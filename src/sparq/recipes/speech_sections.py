@@ -129,6 +129,9 @@ class UnitsConfig:
         dtype: type of the extractor's arithmetic.
         n_init: k-means restarts, of which the best is kept; 20 is the field's custom.
         shard_utterances: utterances in one atomic Parquet file, the most that a killed run repeats.
+        workers: processes that encode shards, one thread each; 0 does it in this process with all threads. With `ray:
+            local`, the CPUs that Ray gets.
+        ray: address of a Ray cluster that encodes shards, `auto`, or `local` for one on this machine; null for none.
     """
 
     features: str = "hubert"
@@ -139,12 +142,16 @@ class UnitsConfig:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     n_init: int = 20
     shard_utterances: int = 128
+    workers: int = field(default=0, metadata=NO_EFFECT)
+    ray: str | None = field(default=None, metadata=NO_EFFECT)
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
         check_not_empty(where, features=self.features)
         check(self.layer >= 0, f"{where}.layer", self.layer, "at least 0")
         check_positive(where, n_init=self.n_init, shard_utterances=self.shard_utterances)
+        check(self.workers >= 0, f"{where}.workers", self.workers, "at least 0")
+        check(self.ray != "", f"{where}.ray", self.ray, "HOST:PORT, auto, local, or null")
         check(2 <= self.k <= MAX_UNITS, f"{where}.k", self.k, f"from 2 to {MAX_UNITS}")
         check(self.max_frames >= self.k, f"{where}.max_frames", self.max_frames, f"at least {where}.k, {self.k}")
 

@@ -1,6 +1,7 @@
 """The steps from recordings to the joint vocabulary: prepare, units, vocab."""
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -19,10 +20,13 @@ from sparq.tokens.special import units_to_text
 from sparq.tokens.vocabulary import DESCRIPTION_FILE, as_line
 from sparq.units import (
     EncodeSettings,
-    FeatureExtractor,
     FeatureSpec,
     KMeans,
     KMeansSettings,
+    ShardRunner,
+    ShardWork,
+    encode_in_processes,
+    encode_on_ray,
     encode_units,
     fit_units,
     load_extractor,
@@ -72,9 +76,12 @@ def feature_spec(features: str, layer: int, dtype: str) -> FeatureSpec:
     return FeatureSpec(model=model, layer=layer, dtype=dtype)
 
 
-def _extractor(recipe: Recipe) -> FeatureExtractor:
+def _shard_runner(recipe: Recipe, spec: FeatureSpec, kmeans: Path) -> ShardRunner | None:
     units = recipe.units
-    return load_extractor(feature_spec(units.features, units.layer, units.dtype))
+    work = ShardWork(features=spec, kmeans=kmeans, dedup=units.dedup)
+    if units.ray is not None:
+        return encode_on_ray(work, units.ray, units.workers or os.cpu_count() or 1)
+    return encode_in_processes(work, units.workers) if units.workers else None
 
 
 def run_units(recipe: Recipe, run: RunFolder) -> list[Path]:
@@ -83,7 +90,8 @@ def run_units(recipe: Recipe, run: RunFolder) -> list[Path]:
     utterances = read_manifest(run.manifest)
     if not any(u.split == "train" for u in utterances):
         raise SparqError(f"{run.manifest} has no training utterances: hold out less, or give more recordings")
-    extractor = _extractor(recipe)
+    spec = feature_spec(recipe.units.features, recipe.units.layer, recipe.units.dtype)
+    extractor = load_extractor(spec)
     kmeans = fit_units(
         utterances,
         extractor,
@@ -92,7 +100,8 @@ def run_units(recipe: Recipe, run: RunFolder) -> list[Path]:
         max_frames=recipe.units.max_frames,
     )
     settings = EncodeSettings(dedup=recipe.units.dedup, shard_utterances=recipe.units.shard_utterances)
-    encode_units(utterances, extractor, kmeans, run.units, settings)
+    runner = _shard_runner(recipe, spec, run.kmeans)
+    encode_units(utterances, extractor, kmeans, run.units, settings, runner=runner)
     return [run.units]
 
 

@@ -19,6 +19,7 @@ from sparq.report.results import (
     Provenance,
     Results,
     Row,
+    SpeechReference,
     SplitSummary,
     TaskOutliers,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "Provenance",
     "Results",
     "Row",
+    "SpeechReference",
     "SplitSummary",
     "TaskOutliers",
     "TrainingCurve",

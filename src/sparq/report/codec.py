@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from sparq.errors import SparqError, near_matches
 from sparq.files import read_json, write_text
-from sparq.report.results import SCHEMA_VERSION, Results, Row
+from sparq.report.results import SCHEMA_VERSION, Results, Row, SpeechReference
 
 Record = TypeVar("Record")
 """A dataclass."""
@@ -125,6 +125,16 @@ def _expect(kind: Any, value: Any, place: str) -> Any:
         needed = names.get(kind.__name__, kind.__name__)
         raise SparqError(f"{place} is {shown}: {'an' if needed[0] in 'aeiou' else 'a'} {needed} is needed")
     return value
+
+
+def references_from_json(value: Any, place: str) -> tuple[SpeechReference, ...]:
+    """Return the references of TTS that `to_json` wrote.
+
+    Raises:
+        SparqError: a key or type outside the schema; the message names the place.
+    """
+    references: tuple[SpeechReference, ...] = _decode(tuple[SpeechReference, ...], value, place)
+    return references
 
 
 def row_from_json(value: Any, place: str) -> Row:

@@ -25,18 +25,29 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "normalization. Errors are summed over utterances before the division. It can pass 100 %.",
     ),
     (
+        "TTS CER, TTS WER",
+        "100 x edits / length of the references, in characters or words, between the text and what Whisper "
+        "writes down of the model's speech, both through Whisper's English normalizer. Units become sound by the "
+        "recipe's vocoder in its default voice, at most 30 s. Whisper may also have made the units, and then "
+        "flatters; the recordings themselves and the recordings' own units, spoken in the same way, are scored beside.",
+    ),
+    (
         "TTS UER",
         "Unit error rate: 100 x edits / units between the units that the model generates for a text and "
         "the units of the recording, both without repetitions. It punishes another voice, speed or "
-        "wording alike, so it is high even for good speech; it compares models and says little on how "
-        "speech sounds.",
+        "wording alike, so it is high even for good speech: the prompt does not say whose voice is wanted.",
+    ),
+    (
+        "Intervals",
+        "In brackets: 95 % percentile bootstrap over utterances, 1,000 seeded resamples. They cover the choice of "
+        "utterances, not the training of the model.",
     ),
     (
         "Drop",
-        "Average performance drop: the mean over the four metrics of the relative increase over the same "
-        "framework's own full-precision row, in percent. A metric that is missing, whose full-precision "
-        "value is 0 or that was counted over other data is left out; the Metrics column and the lines "
-        "under the table say so. An infinite or undefined metric stays in the mean.",
+        "Average performance drop: the mean over one metric a task of the relative increase over the same "
+        "framework's own full-precision row, in percent; TTS counts by its CER, or by its UER where no vocoder spoke. "
+        "A metric that is missing, whose full-precision value is 0 or that was counted over other data is left out; "
+        "the Metrics column and the lines under the table say so. An infinite or undefined metric stays in the mean.",
     ),
     (
         "Prose PPL",

@@ -1,13 +1,10 @@
 """The average performance drop: how much worse a quantized model is than itself at full precision."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparq.report.results import FULL, ErrorRate, Perplexity, Results, Row
-
-METRICS = ("textlm_ppl", "speechlm_ppl", "asr_wer", "tts_uer")
-"""The four metrics of the mean; lower is better for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +25,19 @@ class Drop:
     def fraction_used(self) -> str:
         """E.g. `3/4`."""
         return f"{len(self.used)}/{len(self.used) + len(self.left_out)}"
+
+
+def metrics(rows: Iterable[Row]) -> tuple[str, ...]:
+    """Return the four metrics of the mean, one for each task; lower is better for each.
+
+    TTS counts by what a recognizer hears, or where no speech was made, by the error rate of units.
+    """
+    return metric_names(heard=any(row.tts_cer is not None for row in rows))
+
+
+def metric_names(*, heard: bool) -> tuple[str, ...]:
+    """Return the four metrics of the mean with or without a recognizer for TTS."""
+    return ("textlm_ppl", "speechlm_ppl", "asr_wer", "tts_cer" if heard else "tts_uer")
 
 
 def average_drop(values: Mapping[str, float | None], base: Mapping[str, float | None]) -> Drop:
@@ -56,17 +66,24 @@ def average_drop(values: Mapping[str, float | None], base: Mapping[str, float | 
     return Drop(percent=percent, used=tuple(increases), left_out=left_out)
 
 
-def row_drop(row: Row, base: Row) -> Drop:
-    """Return the drop of a row; a metric that was counted over other data than its base is left out too."""
+def row_drop(row: Row, base: Row, names: Sequence[str] | None = None) -> Drop:
+    """Return the drop of a row; a metric that was counted over other data than its base is left out too.
+
+    Args:
+        row: the quantized row.
+        base: the same framework's row at full precision.
+        names: of the metrics; those of these two rows by default.
+    """
+    names = metrics((row, base)) if names is None else names
     values: dict[str, float | None] = {}
     other_data: list[str] = []
-    for name in METRICS:
+    for name in names:
         metric, reference = _metric(row, name), _metric(base, name)
         values[name] = None if metric is None else metric.value
         if metric is not None and reference is not None and _data(metric) != _data(reference):
             values[name] = None
             other_data.append(name)
-    drop = average_drop(values, {name: _value(base, name) for name in METRICS})
+    drop = average_drop(values, {name: _value(base, name) for name in names})
     reasons = dict.fromkeys(other_data, "counted over other data than at full precision")
     return Drop(percent=drop.percent, used=drop.used, left_out={**drop.left_out, **reasons})
 
@@ -74,10 +91,11 @@ def row_drop(row: Row, base: Row) -> Drop:
 def drops(results: Results) -> dict[str, Drop]:
     """Return the drop of each quantized row by its key, where its framework has a full-precision row."""
     found: dict[str, Drop] = {}
+    names = metrics(results.rows)
     for row in results.ordered_rows():
         base = results.row(row.framework, FULL)
         if base is not None and row.precision != FULL:
-            found[row.key] = row_drop(row, base)
+            found[row.key] = row_drop(row, base, names)
     return found
 
 

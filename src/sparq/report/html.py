@@ -27,6 +27,7 @@ from sparq.report.tables import (
     main_table,
     prose_table,
     step_table,
+    tts_table,
 )
 
 _FOLDER = Path(__file__).parent
@@ -111,6 +112,7 @@ _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("tasks", "Four tasks", ("main",)),
     ("prose", "Prose", ("prose",)),
     ("asr", "Recognition", ("asr",)),
+    ("speech", "Speech", ("tts",)),
     ("outliers", "Outliers", ("outliers", "hidden_maps")),
     ("attention", "Attention", ("attention_maps",)),
     ("training", "Training", ("curves",)),
@@ -125,6 +127,7 @@ def _tables(results: Results) -> dict[str, Table | None]:
         "main": main_table(results),
         "prose": prose_table(results),
         "asr": asr_table(results),
+        "tts": tts_table(results),
         "corpus": corpus_table(results),
         "steps": step_table(results),
         "machine": _machine(results),

@@ -39,6 +39,17 @@ def show_change(percent: float | None) -> str:
     return ("+" if percent > 0 else "") + show_number(percent)
 
 
+def show_interval(value: float, low: float | None, high: float | None) -> str:
+    """Return a number with its interval, where there is one.
+
+    >>> show_interval(8.29, 4.4, 12.55)
+    '8.29 [4.40, 12.55]'
+    """
+    if low is None or high is None:
+        return show_number(value)
+    return f"{show_number(value)} [{show_number(low)}, {show_number(high)}]"
+
+
 def show_seconds(seconds: float) -> str:
     """Return a duration, e.g. `8.4 s`, `12 min 05 s` or `2 h 03 min`."""
     if seconds < 59.95:
@@ -73,6 +84,8 @@ def metric_label(metric: str) -> str:
         "speechlm_ppl": "SpeechLM PPL",
         "asr_wer": "ASR WER",
         "tts_uer": "TTS UER",
+        "tts_cer": "TTS CER",
+        "tts_wer": "TTS WER",
     }
     return known.get(metric, metric)
 

@@ -1,4 +1,4 @@
-"""What a run found: frozen records that `results.json` holds and the report draws (schema version 2)."""
+"""What a run found: frozen records that `results.json` holds and the report draws (schema version 3)."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 from sparq.errors import SparqError
 from sparq.report.traces import AttentionMap, HiddenMap, TrainingCurve
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 FULL = "full"
 """The precision label of the row that others are compared with."""
@@ -44,9 +44,11 @@ class ErrorRate:
     Attributes:
         value: the rate in percent.
         errors: substitutions, deletions and insertions, summed over utterances before the division.
-        length: reference length: words for WER, units for the TTS unit error rate.
+        length: reference length: words for WER, characters for CER, units for the TTS unit error rate.
         utterances: number of utterances.
         split: name of the data, e.g. `test`.
+        low: lower end of the 95 % bootstrap interval over utterances; None where there is none.
+        high: its upper end.
     """
 
     value: float
@@ -54,6 +56,8 @@ class ErrorRate:
     length: int
     utterances: int
     split: str
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,12 +71,14 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class AsrSplit:
-    """Recognition on one test split: `wer` in percent is 100 * `errors` / `words`."""
+    """Recognition on one test split: `wer` is 100 * `errors` / `words`, with `low` and `high` as in `ErrorRate`."""
 
     wer: float
     words: int
     utterances: int
     errors: int
+    low: float | None = None
+    high: float | None = None
     examples: tuple[Example, ...] = ()
 
 
@@ -144,6 +150,8 @@ class Row:
         speechlm_ppl: perplexity of units after `<generatespeech>`.
         asr_wer: word error rate of the headline split.
         tts_uer: error rate of generated units against the units of the recording.
+        tts_cer: character error rate of what a recognizer hears in the generated units as sound.
+        tts_wer: the same of words.
         asr: word error rate of every test split by name.
         prose_ppl: the pretrained backbone with this attention and precision, before adaptation and with
             its own tokenizer, on plain English prose.
@@ -157,6 +165,8 @@ class Row:
     speechlm_ppl: Perplexity | None = None
     asr_wer: ErrorRate | None = None
     tts_uer: ErrorRate | None = None
+    tts_cer: ErrorRate | None = None
+    tts_wer: ErrorRate | None = None
     asr: dict[str, AsrSplit] = field(default_factory=dict)
     prose_ppl: Perplexity | None = None
     outliers: Outliers | None = None
@@ -166,6 +176,21 @@ class Row:
     def key(self) -> str:
         """The row's name, `framework-precision`."""
         return f"{self.framework}-{self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechReference:
+    """What the recognizer of TTS hears in something else than a model's speech.
+
+    Attributes:
+        name: `recordings`, or `recordings' own units`, spoken as a model's are.
+        cer: character error rate over the utterances of TTS.
+        wer: word error rate over the same.
+    """
+
+    name: str
+    cer: ErrorRate
+    wer: ErrorRate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +251,7 @@ class Results:
     attention_maps: tuple[AttentionMap, ...] = ()
     hidden_maps: tuple[HiddenMap, ...] = ()
     audio: tuple[AudioSample, ...] = ()
+    speech_references: tuple[SpeechReference, ...] = ()
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -1,14 +1,17 @@
 """The tables of a report, once as data; the terminal and the page draw the same cells."""
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sparq.report.drop import METRICS, Drop, drops
+from sparq.report.drop import Drop, drops, metrics
 from sparq.report.numbers import (
+    listed,
     metric_label,
     precision_label,
     show_bytes,
     show_change,
+    show_interval,
     show_number,
     show_seconds,
 )
@@ -46,19 +49,21 @@ def main_table(results: Results) -> Table | None:
 
     Outliers that are measured by themselves have rows without tasks and no corpus.
     """
-    if not results.corpus and all(_value(row, name) is None for row in results.rows for name in METRICS):
+    names = metrics(results.rows)
+    if not results.corpus and all(_value(row, name) is None for row in results.rows for name in names):
         return None
+    shown = (*names, "tts_wer") if "tts_cer" in names else names
     found = drops(results)
     stressed = _least_drops(results, found)
     groups = []
     for framework in results.frameworks:
         lines = []
         for row in (r for r in results.ordered_rows() if r.framework == framework):
-            values = tuple(show_number(_value(row, name)) for name in METRICS)
+            values = tuple(show_number(_value(row, name)) for name in shown)
             drop = found.get(row.key)
             change = show_change(drop.percent) if drop else ("base" if row.precision == FULL else "-")
             used = drop.fraction_used if drop else "-"
-            strong = frozenset({6}) if row.key in stressed else frozenset()
+            strong = frozenset({2 + len(shown)}) if row.key in stressed else frozenset()
             cells = (framework, precision_label(row.precision), *values, change, used)
             lines.append(Line(cells=cells, strong=strong))
         groups.append(tuple(lines))
@@ -67,15 +72,12 @@ def main_table(results: Results) -> Table | None:
         columns=(
             "Framework",
             "Precision",
-            "TextLM PPL",
-            "SpeechLM PPL",
-            "ASR WER %",
-            "TTS UER %",
+            *(metric_label(name) + ("" if name.endswith("ppl") else " %") for name in shown),
             "Drop %",
             "Metrics",
         ),
         groups=tuple(groups),
-        notes=(*_counts(results), *_left_out(found), *_without_base(results)),
+        notes=(*_counts(results, shown), *_references(results), *_left_out(found), *_without_base(results)),
     )
 
 
@@ -117,15 +119,52 @@ def asr_table(results: Results) -> Table | None:
         cells = []
         for split in splits:
             entry = row.asr.get(split)
-            cells.append(f"{show_number(entry.wer)} ({entry.errors:,}/{entry.words:,})" if entry else "-")
+            shown = (
+                f"{show_interval(entry.wer, entry.low, entry.high)} ({entry.errors:,}/{entry.words:,})"
+                if entry
+                else "-"
+            )
+            cells.append(shown)
         line = Line(cells=(row.framework, precision_label(row.precision), *cells))
         groups.setdefault(row.framework, []).append(line)
     sizes = {s: {r.asr[s].utterances for r in results.rows if s in r.asr} for s in splits}
     return Table(
-        caption="ASR WER % by test split (errors/reference words)",
+        caption="ASR WER % by test split [95 % interval over utterances] (errors/reference words)",
         columns=("Framework", "Precision", *splits),
         groups=tuple(tuple(lines) for lines in groups.values()),
         notes=tuple(f"{s}: {' or '.join(f'{n:,}' for n in sorted(sizes[s]))} utterances." for s in splits),
+    )
+
+
+def tts_table(results: Results) -> Table | None:
+    """Return what a recognizer hears in the models' speech and in what it is compared with, None if nobody listened."""
+    if not any(row.tts_cer for row in results.rows):
+        return None
+    groups: list[tuple[Line, ...]] = [
+        (Line(cells=(reference.name, "-", _with_interval(reference.cer), _with_interval(reference.wer), "-")),)
+        for reference in results.speech_references
+    ]
+    for framework in results.frameworks:
+        rows = [r for r in results.ordered_rows() if r.framework == framework]
+        groups.append(
+            tuple(
+                Line(
+                    cells=(
+                        framework,
+                        precision_label(r.precision),
+                        _with_interval(r.tts_cer),
+                        _with_interval(r.tts_wer),
+                        show_number(_value(r, "tts_uer")),
+                    )
+                )
+                for r in rows
+            )
+        )
+    return Table(
+        caption="What the recognizer hears in speech [95 % interval over utterances]",
+        columns=("Speaker", "Precision", "CER %", "WER %", "Units: UER %"),
+        groups=tuple(groups),
+        notes=tuple(_counts(results, ("tts_cer", "tts_wer", "tts_uer"))),
     )
 
 
@@ -202,12 +241,28 @@ def _least_drops(results: Results, found: dict[str, Drop]) -> set[str]:
     return least
 
 
-def _counts(results: Results) -> list[str]:
+_LENGTHS = {"wer": "words", "cer": "characters", "uer": "units", "ppl": "tokens"}
+
+
+def _with_interval(rate: ErrorRate | None) -> str:
+    return "-" if rate is None else show_interval(rate.value, rate.low, rate.high)
+
+
+def _references(results: Results) -> list[str]:
+    """Return a sentence on what the recognizer hears where no model speaks."""
+    said = [
+        f"{_with_interval(r.cer)} % CER and {_with_interval(r.wer)} % WER in the {r.name}"
+        for r in results.speech_references
+    ]
+    return [f"TTS: over the same utterances the recognizer has {listed(said)}."] if said else []
+
+
+def _counts(results: Results, names: Iterable[str]) -> list[str]:
     """Return one sentence per metric: the denominators, all of them if rows differ."""
     sentences = []
-    for name in METRICS:
-        metrics = [m for m in (getattr(row, name) for row in results.ordered_rows()) if m is not None]
-        phrases = dict.fromkeys(_denominator(m, "words" if name == "asr_wer" else "units") for m in metrics)
+    for name in names:
+        measured = [m for m in (getattr(row, name) for row in results.ordered_rows()) if m is not None]
+        phrases = dict.fromkeys(_denominator(m, _LENGTHS[name.rpartition("_")[2]]) for m in measured)
         if phrases:
             sentences.append(f"{metric_label(name)}: over " + "; or ".join(phrases) + ".")
         else:

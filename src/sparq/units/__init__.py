@@ -2,11 +2,13 @@
 
 from sparq.units.clustering import KMeansSettings, fit_kmeans
 from sparq.units.dedup import deduplicate, expand
-from sparq.units.encode import EncodeSettings, encode_units, encode_waveforms
+from sparq.units.encode import EncodeSettings, ShardRunner, encode_units, encode_waveforms
 from sparq.units.features import FeatureExtractor, FeatureSpec, describe, load_extractor
 from sparq.units.fit import fit_units
 from sparq.units.kmeans import MAX_UNITS, KMeans
+from sparq.units.ray_cluster import encode_on_ray
 from sparq.units.store import UnitUtterance, read_summary, read_units
+from sparq.units.workers import ShardWork, encode_in_processes
 
 __all__ = [
     "MAX_UNITS",
@@ -15,9 +17,13 @@ __all__ = [
     "FeatureSpec",
     "KMeans",
     "KMeansSettings",
+    "ShardRunner",
+    "ShardWork",
     "UnitUtterance",
     "deduplicate",
     "describe",
+    "encode_in_processes",
+    "encode_on_ray",
     "encode_units",
     "encode_waveforms",
     "expand",

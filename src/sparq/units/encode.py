@@ -1,7 +1,7 @@
 """Encoding of a manifest into shards of units, resumable at any moment."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class Shard:
     identity: dict[str, Any]
 
 
+ShardRunner = Callable[[Sequence[Shard]], Iterator[Shard]]
+"""Encodes shards in any order and yields each when its file is there."""
+
+
 def encode_waveforms(
     waveforms: Sequence[Float32[np.ndarray, "_samples"]],
     extractor: FeatureExtractor,
@@ -83,11 +87,13 @@ def encode_units(
     kmeans: KMeans,
     folder: Path,
     settings: EncodeSettings,
+    *,
+    runner: ShardRunner | None = None,
 ) -> dict[str, Any]:
     """Encode every split of a manifest into `folder`/SPLIT/NNNNN.parquet, then write `folder`/units.json.
 
     A shard is whole or absent. One that is there and belongs to this work is not redone, so a killed run goes
-    on where it was and ends with the same bytes. No other process may write the folder meanwhile.
+    on where it was and ends with the same bytes. No process but the runner's may write the folder meanwhile.
 
     Args:
         utterances: the manifest.
@@ -95,6 +101,7 @@ def encode_units(
         kmeans: turns frames into units.
         folder: where units live, `RUN/units`.
         settings: de-duplication and shard size.
+        runner: encodes shards elsewhere; None does it here, one after another.
 
     Returns:
         The summary, as in units.json.
@@ -111,15 +118,33 @@ def encode_units(
     total, left = (sum(u.seconds for s in group for u in s.utterances) / 3600 for group in (shards, todo))
     start, hours = time.perf_counter(), 0.0
     with progress("units", total, "h", bar_format=HOURS_BAR, initial=total - left) as bar:
-        for shard, waveforms in zip(todo, read_groups([s.utterances for s in todo]), strict=True):
-            _write(shard, waveforms, extractor, kmeans, dedup=settings.dedup)
+        for shard in runner(todo) if runner else _encode_here(todo, extractor, kmeans, settings):
             step = sum(u.seconds for u in shard.utterances) / 3600
             hours += step
             bar.set_postfix_str(f"{3600 * hours / (time.perf_counter() - start):.0f}x real time", refresh=False)
             bar.update(step)
+    sweep(folder)  # what workers that died have left
     summary = _summarize(shards, extractor, kmeans, settings)
     write_json(folder / SUMMARY, summary)
     return summary
+
+
+def _encode_here(
+    shards: Sequence[Shard], extractor: FeatureExtractor, kmeans: KMeans, settings: EncodeSettings
+) -> Iterator[Shard]:
+    for shard, waveforms in zip(shards, read_groups([s.utterances for s in shards]), strict=True):
+        _write(shard, waveforms, extractor, kmeans, dedup=settings.dedup)
+        yield shard
+
+
+def encode_shard(shard: Shard, extractor: FeatureExtractor, kmeans: KMeans, *, dedup: bool) -> None:
+    """Read, encode and write one shard, whole or not at all.
+
+    Raises:
+        SparqError: unreadable audio, or an utterance without a single frame.
+    """
+    (waveforms,) = read_groups([shard.utterances])
+    _write(shard, waveforms, extractor, kmeans, dedup=dedup)
 
 
 def plan_shards(utterances: Sequence[Utterance], kmeans: KMeans, folder: Path, settings: EncodeSettings) -> list[Shard]:

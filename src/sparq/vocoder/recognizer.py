@@ -71,10 +71,13 @@ class Recognizer:
                 raise SparqError(f"a clip of {longest:.1f} s is too long for Whisper: give at most 30 s")
             inputs = self._features(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             prompt = torch.tensor([self._prompt] * len(clips))
+            inputs = inputs.bfloat16()
             # Whisper's own generate() is for long files and many languages.
             ids = GenerationMixin.generate(
                 self._network,
-                input_features=inputs.bfloat16(),
+                input_features=inputs,
+                # Its encoder reads every frame; without this, transformers warns that it cannot guess which are real.
+                attention_mask=torch.ones(inputs.shape[0], inputs.shape[2], dtype=torch.long),
                 decoder_input_ids=prompt,
                 decoder_attention_mask=torch.ones_like(prompt),
                 max_new_tokens=_TOKENS_AT_LEAST + int(longest * _TOKENS_A_SECOND),

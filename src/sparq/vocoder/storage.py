@@ -145,6 +145,11 @@ def save_vocoder(
         write_json(temporary / DESCRIPTION, to_mapping(description))
 
 
+def vocoder_files(folder: Path) -> list[Path]:
+    """Return the files that a vocoder folder has."""
+    return [folder / name for name in (DESCRIPTION, _WEIGHTS, _KMEANS)]
+
+
 def read_vocoder_description(folder: Path) -> VocoderDescription:
     """Read `vocoder.json`.
 
