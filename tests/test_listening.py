@@ -75,7 +75,7 @@ def _listener(world: Path, **changes: object) -> Listener:
 
 
 def _chosen(text: str, units: Sequence[int] = (1, 2)) -> Chosen:
-    return Chosen("test", Spoken(id=text, speaker="s", corpus="c", text=text, units=list(units)))
+    return Chosen("test", Spoken(id=text, speaker="s", corpus="c", text=text, units=list(units), seconds=1.0))
 
 
 def test_a_run_is_measured_by_ear(world: Path) -> None:
@@ -132,7 +132,10 @@ def test_a_vocoder_of_other_units_is_refused(world: Path) -> None:
 
 def test_the_spoken_are_spread_over_the_splits() -> None:
     splits = {
-        name: [Spoken(id=f"{name}{i}", speaker="s", corpus="c", text="x" if i else "", units=[1]) for i in range(11)]
+        name: [
+            Spoken(id=f"{name}{i}", speaker="s", corpus="c", text="x" if i else "", units=[1], seconds=1.0)
+            for i in range(11)
+        ]
         for name in ("a", "b")
     }
     chosen = choose_spoken(splits, EvaluateConfig(tts_utterances=4))

@@ -1,5 +1,6 @@
 """Shards encoded by other processes, some of which are killed, against one process."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -110,15 +111,23 @@ class Killer:
     def _kill(self) -> None:
         for _ in range(600):
             if workers := self._workers():
-                self._random.choice(workers).send_signal(signal.SIGKILL)
-                self.kills += 1
-                return
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since
+                    self._random.choice(workers).send_signal(signal.SIGKILL)
+                    self.kills += 1
+                    return
             time.sleep(0.1)
 
 
 def _pool_workers() -> list[psutil.Process]:
     children = psutil.Process().children()
-    return [child for child in children if any("spawn_main" in word for word in child.cmdline())]
+    return [child for child in children if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:  # it has just ended, or is a zombie
+        return False
 
 
 def _ray_workers() -> list[psutil.Process]:

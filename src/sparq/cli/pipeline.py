@@ -74,7 +74,7 @@ def _let_train_plan(parser: Parser) -> None:
         "with --out, lengths of sequences are those of the run's units",
     )
     place = next(action for action in parser._actions if action.dest == "out")
-    place.required, place.help = False, f"{place.help} (required without --plan)"
+    place.required, place.help = False, f"{place.help} (default: none, required without --plan)"
     parser.set_defaults(handler=train_or_plan)
 
 
