@@ -102,20 +102,21 @@ class Killer:
 
     def __call__(self, shards: Sequence[Shard]) -> Iterator[Shard]:
         when = set(self._random.sample(range(len(shards) - 8), NUM_KILLS))
+        due = 0
         for index, shard in enumerate(self._runner(shards)):
-            if index in when:
-                self._kill()
+            due += index in when
+            # None may be alive between two pools: then the next shard has its turn.
+            due -= bool(due) and self._kill()
             self.seen.append(shard.path)
             yield shard
 
-    def _kill(self) -> None:
-        for _ in range(600):
-            if workers := self._workers():
-                with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since
-                    self._random.choice(workers).send_signal(signal.SIGKILL)
-                    self.kills += 1
-                    return
-            time.sleep(0.1)
+    def _kill(self) -> bool:
+        if workers := self._workers():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended since
+                self._random.choice(workers).send_signal(signal.SIGKILL)
+                self.kills += 1
+                return True
+        return False
 
 
 def _pool_workers() -> list[psutil.Process]:
