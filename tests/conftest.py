@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 # Triton, which transformers imports, decides then whether it compiles its kernels or interprets them.
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
@@ -12,6 +13,10 @@ os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
 from transformers import PreTrainedModel
 
 from model_families import random_model
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("sparq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sparq")
 
 
 def _pretrained(name: str) -> Path:

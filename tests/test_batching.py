@@ -58,7 +58,7 @@ def test_labels_count_after_the_generate_token_only() -> None:
     assert batch.num_targets == 3
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(skip=st.integers(0, 40), temperature=st.sampled_from([None, 2.0]))
 def test_a_resumed_stream_continues_the_same(skip: int, temperature: float | None) -> None:
     options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0, "unit_noise": 0.2}

@@ -84,7 +84,7 @@ text = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
 @pytest.mark.parametrize("cls", [Outer, Recipe])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_round_trip_through_mapping_and_yaml(cls: type, data: st.DataObject, tmp_path_factory: Any) -> None:
     config = make(data.draw(values_of(cls)))

@@ -44,7 +44,7 @@ def slow(weight: Tensor, hessian: Tensor, grid: Grid, damping: float, *, by_impo
     return result
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     outputs=st.integers(1, 6), groups=st.integers(1, 3), size=st.integers(2, 9), bits=st.integers(2, 8),
     symmetric=st.booleans(), by_importance=st.booleans(), seed=st.integers(0, 999),

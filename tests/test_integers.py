@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM, PreTrainedModel
@@ -55,7 +55,6 @@ def test_the_largest_sums_fit() -> None:
     assert grouped_product(left, right, 1).unique().tolist() == [16384 * 128 * 128]
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 8), st.integers(2, 8), st.sampled_from([None, 16, 32]), st.booleans(), st.booleans(),
     st.sampled_from(["token", "tensor"]), st.booleans(), st.sampled_from([1, 40]),

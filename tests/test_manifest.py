@@ -67,7 +67,7 @@ def test_other_scripts_are_named(raw: str, name: str) -> None:
 
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 @example("\u01c5 \u1e9e \u0130\u0307 ŉ")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_normal_text_has_only_what_it_may(raw: str) -> None:
     try:
         text = normalize_text(raw)
@@ -106,7 +106,7 @@ _UTTERANCES = st.lists(
 
 
 @given(_UTTERANCES)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_roundtrip(tmp_path_factory: pytest.TempPathFactory, utterances: list[Utterance]) -> None:
     path = tmp_path_factory.mktemp("manifest") / "manifest.tsv"
     write_manifest(path, utterances)

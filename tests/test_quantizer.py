@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -167,7 +167,6 @@ def scheme(**changes: object) -> QuantizationScheme:
     return QuantizationScheme.from_dict({"method": "rtn", "weight_bits": 8, "activation_bits": 8, **changes})
 
 
-@settings(deadline=None)
 @given(
     st.integers(2, 8), st.integers(2, 8), st.sampled_from([None, 16, 32]),
     st.booleans(), st.booleans(), st.sampled_from(["token", "tensor"]), st.booleans(),

@@ -220,7 +220,7 @@ all_results = st.builds(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(all_results)
 def test_results_survive_json(results):
     text = json.dumps(to_json(results), allow_nan=False)

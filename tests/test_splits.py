@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sparq.audio.manifest import Utterance
@@ -52,7 +52,6 @@ def _assign(utterances: list[Utterance], rule: HeldOut) -> list[Utterance] | Non
 
 
 @given(_COUNTS, _RULES, st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_row_order_does_not_matter(counts: list[int], settings: dict[str, Any], random_: random.Random) -> None:
     rule = HeldOut(**settings)
     utterances = _utterances(counts)
@@ -67,7 +66,6 @@ def test_row_order_does_not_matter(counts: list[int], settings: dict[str, Any], 
 
 
 @given(_COUNTS, _RULES)
-@settings(deadline=None)
 def test_sizes_and_disjoint_speakers(counts: list[int], settings: dict[str, Any]) -> None:
     rule = HeldOut(**settings)
     utterances = _utterances(counts)

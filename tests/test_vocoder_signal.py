@@ -130,7 +130,7 @@ def test_adversarial_losses_by_hand() -> None:
     st.lists(st.floats(1, 40, width=32), min_size=1, max_size=40),
     st.integers(0, 39),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_rounded_durations_keep_the_sum_and_every_unit(lengths: list[float], cut: int) -> None:
     values = torch.tensor(lengths)
     counts = whole_frames(values)

@@ -64,7 +64,7 @@ def test_other_rates_are_resampled_as_in_one_go(tmp_path: Path, rate: int) -> No
 
 
 @given(rate=st.sampled_from([8_000, 12_000, 44_100]), frequency=st.floats(100, 3_000), channels=st.integers(1, 2))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_tone_keeps_its_frequency_and_level(
     tmp_path_factory: pytest.TempPathFactory, rate: int, frequency: float, channels: int
 ) -> None:
@@ -235,7 +235,7 @@ def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @given(start=st.floats(0, 24), seconds=st.floats(0.05, 24), rate=st.sampled_from([8_000, 16_000, 44_100]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_a_segment_is_what_a_slice_of_the_file_is(
     tmp_path_factory: pytest.TempPathFactory, start: float, seconds: float, rate: int
 ) -> None:
