@@ -3,9 +3,6 @@
 import dataclasses
 import itertools
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from sparq.models import convert, converted_layers
 from sparq.tokens import Example
 from sparq.training import LanguageModelLoss, TrainingRun, TrainingSettings, read_log
 from sparq.training.optimizer import MasterAdam, learning_rate
-from sparq.training.parallel import Workers
 
 
 def stream(skip: int = 0) -> Iterator[Batch]:
@@ -125,67 +121,6 @@ def test_same_losses_as_a_plain_loop(
     untrained = [LanguageModelLoss(make())(batch, LONG.label_smoothing) for batch in last]
     unmoved = sum(float(x.objective.detach()) for x in untrained) / sum(x.num_targets for x in untrained)
     assert abs(training.log[-1].loss - unmoved) > 1e-3
-
-
-@pytest.fixture(scope="module", params=["lora", "full"])
-def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, TrainingRun]:
-    validation = {"asr": [next(packed_stream(1000))]}
-    training = TrainingRun(
-        full() if request.param == "full" else fresh(), tmp_path_factory.mktemp("single"), settings=SETTINGS,
-        key="key", batches=packed_stream, validation=validation,
-    )  # fmt: skip
-    training.train("test")
-    return request.param, training
-
-
-def launch(folder: Path, kind: str, *options: str, **environment: str) -> None:
-    """Two processes with gloo, as a user starts them."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    run = subprocess.run(
-        [*command, str(Path(__file__).with_name("train_workers.py")), str(folder), kind],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **environment},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr[-3000:]
-
-
-def same_run(single: TrainingRun, folder: Path) -> None:
-    """Losses, accuracies and weights agree to 1e-4."""
-    log = read_log(folder / "train.jsonl")
-    assert [u.loss for u in log] == pytest.approx([u.loss for u in single.log], abs=1e-4)
-    assert [u.valid_nll for u in log] == pytest.approx([u.valid_nll for u in single.log], abs=1e-4)
-    assert [u.tokens for u in log] == [u.tokens for u in single.log]
-    mine = load_file(folder / "checkpoint" / "state.safetensors")
-    theirs = load_file(single.folder / "checkpoint" / "state.safetensors")
-    for name in theirs:
-        if name.startswith("weight/"):
-            assert (mine[name] - theirs[name]).norm() <= 1e-3 * theirs[name].norm() + 1e-4, name
-
-
-def test_two_processes_equal_one(single: tuple[str, TrainingRun], tmp_path: Path) -> None:
-    launch(tmp_path, single[0])
-    same_run(single[1], tmp_path)
-
-
-def test_two_processes_with_a_sharded_model_equal_one(single: tuple[str, TrainingRun], tmp_path: Path) -> None:
-    launch(
-        tmp_path, single[0], ACCELERATE_USE_FSDP="true", FSDP_VERSION="2",
-        FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP", FSDP_TRANSFORMER_CLS_TO_WRAP="LlamaDecoderLayer",
-    )  # fmt: skip
-    same_run(single[1], tmp_path)
-
-
-def test_a_killed_process_is_restarted_and_nothing_is_lost(single: tuple[str, TrainingRun], tmp_path: Path) -> None:
-    # Without this PyTorch 2.13 keeps the addresses of the first attempt in one store with those of the second.
-    launch(tmp_path, single[0], "--max-restarts", "1", KILL_AT="4", TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1")
-    assert (tmp_path / "killed").exists()
-    same_run(single[1], tmp_path)
-
-
-def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
-    with pytest.raises(SparqError, match=r"train.accumulate is 40, which 3 processes cannot share: .* 42 say"):
-        Workers(accumulate=40)
 
 
 def test_the_result_is_the_mean_of_the_best(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sparq.adaptation.dropout import Dropout, masked
+from sparq.adaptation.dropout import Dropout, expand, masked
 
 
 class LoraLinear(Linear):  # type: ignore[misc]
@@ -25,12 +25,12 @@ class LoraLinear(Linear):  # type: ignore[misc]
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         dropout = self.lora_dropout[name]
-        scaling, mask = self.scaling[name], None
+        scaling, bits = self.scaling[name], None
         if isinstance(dropout, Dropout) and dropout.training and dropout.p > 0:
-            mask, scaling = dropout.mask(x), scaling * dropout.scale
+            bits, scaling = dropout.draw(x.numel()), scaling * dropout.scale
         base = self.get_base_layer()
         fused: Tensor = _LoraLinear.apply(  # type: ignore[no-untyped-call]
-            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, mask, scaling
+            x, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, bits, scaling
         )
         return fused
 
@@ -53,24 +53,24 @@ class LoraLinear(Linear):  # type: ignore[misc]
 class _LoraLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, first: Tensor, second: Tensor, mask: Tensor | None,
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, first: Tensor, second: Tensor, bits: Tensor | None,
         scaling: float,
     ) -> Tensor:  # fmt: skip
         rows = x.reshape(-1, x.shape[-1])
-        flat = None if mask is None else mask.view(rows.shape)
-        dropped = rows if flat is None else masked(rows, flat)
+        dropped = rows if bits is None else masked(rows, expand(bits, rows))
         # [rows rank]
         inner = (dropped @ first.T).mul_(scaling)
         out = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
         out.addmm_(inner, second.T)
-        ctx.save_for_backward(rows, weight, first, second, flat, inner)
+        ctx.save_for_backward(rows, weight, first, second, bits, inner)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, first, second, mask, inner = ctx.saved_tensors
+        rows, weight, first, second, bits, inner = ctx.saved_tensors
+        mask = None if bits is None else expand(bits, rows)
         grad = grad.reshape(-1, grad.shape[-1])
         grad_inner = (grad @ second).mul_(ctx.scaling)
         grad_second = grad.T @ inner

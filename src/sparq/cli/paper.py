@@ -1,6 +1,7 @@
 """`sparq paper`: the two papers' tables and figures, theirs and ours."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs") / "paper", help="the folder to work in")
     run.add_argument("--results", metavar="FILE", type=Path, help="the results file (default: results.jsonl in --out)")
     run.add_argument("--seed", metavar="N", type=_seed, default=0, help="of every random choice")
+    run.add_argument(
+        "--frameworks", metavar="NAME", nargs="+", help="only models with these attentions (default: the experiment's)"
+    )
+    run.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the profile's)")
     run.set_defaults(handler=run_experiments, parser=run)
 
     page = kinds.add_parser(
@@ -157,6 +162,10 @@ def run_experiments(arguments: argparse.Namespace) -> None:
     else:
         make = {"smoke": smoke_profile, "small": small_profile}[arguments.profile]
         profile = make(arguments.out / arguments.profile)
+    if arguments.threads is not None:
+        profile = replace(profile, recipe=replace(profile.recipe, threads=arguments.threads))
+    if arguments.frameworks:
+        chosen = [experiment.only(arguments.frameworks) for experiment in chosen if experiment.measures]
     results = arguments.results or arguments.out / "results.jsonl"
     for experiment in chosen:
         if experiment.measures:

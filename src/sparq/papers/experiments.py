@@ -1,7 +1,7 @@
 """The papers' tables and figures as data: which models each compares, and what is measured of them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
@@ -16,6 +16,9 @@ Adaptation = Literal["full", "lora", "qlora", "qlora-4bit"]
 
 FULL = "full"
 """The precision of a model that is not quantized, and the adaptation of all weights."""
+
+BEYOND = "beyond"
+"""In place of a paper, of experiments that ask what the papers do not."""
 
 OURS = ("softmax1", "max_shift")
 """What the papers' framework may be: both call theirs Softmax_1, and these are the two readings."""
@@ -60,7 +63,7 @@ class Experiment:
 
     Attributes:
         name: that of the published table, or of the figure.
-        paper: which paper.
+        paper: which paper, or `beyond` for what neither has.
         element: its printed number.
         title: what it shows.
         measures: what is measured of each cell; nothing for a drawing.
@@ -77,10 +80,27 @@ class Experiment:
     figure: bool = False
 
     @property
+    def is_printed(self) -> bool:
+        """Whether a paper has its numbers."""
+        return not self.figure and self.paper != BEYOND
+
+    @property
     def all_cells(self) -> tuple[Cell, ...]:
         """The cells, and those that their average drops refer to."""
         bases = [cell.base for cell in self.cells] if "tasks" in self.measures else []
         return tuple(dict.fromkeys([*bases, *self.cells]))
+
+    def only(self, frameworks: Iterable[str]) -> "Experiment":
+        """Return the experiment with these frameworks alone.
+
+        Raises:
+            SparqError: the experiment has none of one of these.
+        """
+        own = list(dict.fromkeys(cell.framework for cell in self.cells))
+        for name in frameworks:
+            if name not in own:
+                raise unknown(f"framework of {self.name}", name, own)
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.framework in frameworks))
 
 
 def _cells(
@@ -100,6 +120,10 @@ _METHODS = ("smoothquant", "affinequant", "omniquant")
 _W8A8, _W4A4 = ([f"{bits}-{method}" for method in _METHODS] for bits in ("w8a8", "w4a4"))
 _SMOOTH = (FULL, "w8a8-smoothquant", "w4a4-smoothquant")
 _CLIPPED = [f"{bits}-smoothquant{clip}" for bits in ("w8a8", "w4a4") for clip in ("", "-clip1", "-clip5")]
+_EVERY = [
+    *(f"w8a8-{method}" for method in ("rtn", "smoothquant", "rotation")),
+    *(f"w4a4-{method}" for method in ("rtn", *_METHODS, "gptq", "rotation", "best")),
+]
 _RANKS = (*_cells(_BOTH), *_cells(_BOTH, ["lora"], ranks=(512, 256, 128)))
 _CASE, _SPARQ = "case-study", "sparq"
 
@@ -107,7 +131,7 @@ _CASE, _SPARQ = "case-study", "sparq"
 def _experiment(
     name: str, element: str, title: str, measures: tuple[Measure, ...], cells: tuple[Cell, ...] = ()
 ) -> Experiment:
-    paper = _CASE if name.startswith(_CASE) else _SPARQ
+    paper = next(paper for paper in (_CASE, _SPARQ, BEYOND) if name.startswith(paper))
     return Experiment(
         name=name, paper=paper, element=element, title=title, measures=measures, cells=cells, figure="figure" in name
     )
@@ -156,8 +180,12 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         _cells(_BOTH, ["full", "lora", "qlora"]),
     ),
     _experiment("sparq-figure-4", "Figure 4", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
+    _experiment(
+        "beyond-methods", "-", "Outlier-free attention or a stronger method", ("tasks",),
+        _cells(_BOTH, ["full", "lora"], [FULL, *_EVERY]),
+    ),
 )  # fmt: skip
-"""Every table and figure of both papers."""
+"""Every table and figure of both papers, and what goes beyond them."""
 
 
 def find_experiment(name: str) -> Experiment:

@@ -58,7 +58,7 @@ def estimate(experiment: Experiment, model: str) -> Estimate:
 
 def models_of(experiment: Experiment) -> list[str]:
     """Return the backbones that the papers ran an experiment on; OPT-125m where they do not say."""
-    if experiment.figure:
+    if not experiment.is_printed:
         return ["opt-125m"]
     table = load_published().table(experiment.name)
     named = dict.fromkeys(str(row.labels["model"]) for row in table.rows if "model" in row.labels)

@@ -99,7 +99,7 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
     own = [r for r in records if r.measure in experiment.measures and r.cell in experiment.all_cells]
     if not own:
         return None
-    table = None if experiment.figure else published.table(experiment.name)
+    table = published.table(experiment.name) if experiment.is_printed else None
     metrics = list(dict.fromkeys(metric for record in own for metric in record.values))
     by_tasks = "tasks" in experiment.measures
     tasks = [record for record in own if record.measure == "tasks"]

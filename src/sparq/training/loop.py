@@ -23,6 +23,7 @@ from sparq.progress import progress
 from sparq.training.best import BestWeights, insert
 from sparq.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from sparq.training.flops import ModelFlops, matmul_rate
+from sparq.training.lean import keep_less
 from sparq.training.log import Speed, Update, read_log
 from sparq.training.loss import LanguageModelLoss
 from sparq.training.optimizer import MasterAdam, learning_rate
@@ -71,6 +72,7 @@ class TrainingRun:
             SparqError: the checkpoint is of other settings, the processes cannot share an update's micro-batches, or a
                 tracker is not installed.
         """
+        keep_less(model)
         self.model = model
         self.folder = folder
         self.settings = settings

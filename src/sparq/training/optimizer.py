@@ -1,7 +1,7 @@
 """Adam on float32 master weights, whatever type the model computes in."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.adam import adam
 
 Schedule = Literal["constant", "cosine"]
+
+_GROUP = 1 << 23
+"""Most numbers of a group, unless one parameter has more."""
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -72,34 +75,37 @@ class MasterAdam(torch.optim.Optimizer):
             The gradient's norm before clipping.
         """
         trained = [parameter for parameter in self.parameters if parameter.grad is not None]
-        masters = [self.master(parameter) for parameter in trained]
-        gradients = [parameter.grad.float().mul_(gradient_scale) for parameter in trained if parameter.grad is not None]
-        self.zero_grad()
-        norm = nn.utils.get_total_norm(gradients)
+        norms = [torch.linalg.vector_norm(_gradient(parameter, gradient_scale)) for parameter in trained]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        # As `clip_grad_norm_` does it, for tensors that are nobody's `grad`.
+        # As `clip_grad_norm_` does it.
         coefficient = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, coefficient)
         options = self.param_groups[0]
         options["lr"] = rate
-        states = [self.state[parameter] for parameter in trained]
-        adam(
-            masters,
-            gradients,
-            exp_avgs=[state["exp_avg"] for state in states],
-            exp_avg_sqs=[state["exp_avg_sq"] for state in states],
-            max_exp_avg_sqs=[],
-            state_steps=[state["step"] for state in states],
-            fused=True,
-            amsgrad=False,
-            beta1=options["betas"][0],
-            beta2=options["betas"][1],
-            lr=rate,
-            weight_decay=options["weight_decay"],
-            eps=1e-8,
-            maximize=False,
-        )
+        for group in _groups(trained):
+            masters = [self.master(parameter) for parameter in group]
+            gradients = [_gradient(parameter, gradient_scale) for parameter in group]
+            for parameter in group:
+                parameter.grad = None
+            torch._foreach_mul_(gradients, coefficient)
+            states = [self.state[parameter] for parameter in group]
+            adam(
+                masters,
+                gradients,
+                exp_avgs=[state["exp_avg"] for state in states],
+                exp_avg_sqs=[state["exp_avg_sq"] for state in states],
+                max_exp_avg_sqs=[],
+                state_steps=[state["step"] for state in states],
+                fused=True,
+                amsgrad=False,
+                beta1=options["betas"][0],
+                beta2=options["betas"][1],
+                lr=rate,
+                weight_decay=options["weight_decay"],
+                eps=1e-8,
+                maximize=False,
+            )
         self.copy_to_model()
         return float(norm)
 
@@ -154,6 +160,24 @@ class MasterAdam(torch.optim.Optimizer):
                 loss = closure()
         self.update(rate=self.param_groups[0]["lr"], gradient_scale=1.0, clip_norm=math.inf)
         return loss
+
+
+def _gradient(parameter: nn.Parameter, scale: float) -> Tensor:
+    """Return a copy of a gradient in float32, scaled."""
+    assert parameter.grad is not None
+    return parameter.grad.float().mul_(scale) if parameter.dtype != torch.float32 else parameter.grad * scale
+
+
+def _groups(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+    """Yield the parameters in groups of some size: gradients are float32 in one of them at a time."""
+    group: list[nn.Parameter] = []
+    for parameter in parameters:
+        if group and sum(p.numel() for p in group) + parameter.numel() > _GROUP:
+            yield group
+            group = []
+        group.append(parameter)
+    if group:
+        yield group
 
 
 def _whole(tensor: Tensor) -> Tensor:
