@@ -3,7 +3,7 @@
 python scripts/qlora_table.py TEXT.txt rows.jsonl [NAME ...]
 
 NAME is a base, float, int8, nf4 or nf4-double, with an initialization behind it where it is not kaiming, such as
-nf4-double-loftq; all of `NAMES` if none is given. The last quarter of the text is held out. Rows that the file has
+nf4-double-loftq, or with dora or rslora; all of `NAMES` if none is given. The last quarter of the text is held out. Rows that the file has
 already are not measured again.
 """
 
@@ -21,12 +21,13 @@ from transformers import AutoTokenizer
 from sparq.adaptation import LoraSettings, add_lora, trainable_parameters
 from sparq.adaptation.quantized_base import quantize_base
 from sparq.adaptation.settings import Base
+from sparq.data import Batch
 from sparq.models import load_model
 from sparq.models.families import named_linears
 from sparq.pretrained import resolve_model
 
 BACKBONE = "pretrained:smollm2-135m"
-NAMES = ("float", "int8", "nf4", "nf4-double", "nf4-double-loftq", "float-pissa", "float-olora")
+NAMES = ("float", "int8", "nf4", "nf4-double", "nf4-double-loftq", "float-pissa", "float-olora", "float-eva", "float-dora")
 UPDATES = int(os.environ.get("UPDATES", "48"))
 WARMUP, PEAK = 8, 3e-4
 SEQUENCES, CONTEXT = 2, 96
@@ -66,11 +67,15 @@ def measure(name: str, tokens: Tensor) -> dict[str, object]:
     held_out = held_out[: len(held_out) // CONTEXT * CONTEXT].view(-1, CONTEXT)
     tokens = tokens[: -(len(tokens) // 4)]
     torch.manual_seed(0)
+    variant = {initialization: True} if initialization in ("dora", "rslora") else {}
     settings = LoraSettings(
-        rank=RANK, alpha=RANK, base=None if base == "float" else base, initialization=initialization or "kaiming"
-    )
+        rank=RANK, alpha=RANK, base=None if base == "float" else base, **variant,
+        initialization="kaiming" if variant else initialization or "kaiming",
+    )  # fmt: skip
     linear, whole = base_bytes(settings.base)
-    model = add_lora(load_model(resolve_model(BACKBONE)), settings).train()
+    windows = tokens[: len(tokens) // CONTEXT * CONTEXT].view(-1, 1, CONTEXT)
+    batches = [Batch(input_ids=ids, labels=ids, lengths=(CONTEXT,), num_targets=CONTEXT - 1) for ids in windows]
+    model = add_lora(load_model(resolve_model(BACKBONE)), settings, batches=batches).train()
     parameters = list(trainable_parameters(model).values())
     adam = torch.optim.Adam(parameters, betas=(0.9, 0.98))
     random = torch.Generator().manual_seed(0)

@@ -28,13 +28,16 @@ def test_every_table_and_figure_is_an_experiment() -> None:
 def test_every_published_row_has_a_cell_and_every_cell_a_row() -> None:
     """But for full fine-tuning, which some averages refer to and some tables lack."""
     for table in load_published().tables:
-        cells = find_experiment(table.name).all_cells
+        experiment = find_experiment(table.name)
+        cells = experiment.all_cells
         rows = [row.labels for row in table.rows if "framework" in row.labels]
         for labels in rows:
             assert any(cell.is_of(labels) for cell in cells), (table.name, labels)
         for cell in cells:
             lacking = not any(cell.is_of(labels) for labels in rows)
-            assert not (lacking and rows) or cell == cell.base or cell.framework in ("clipped", "gated"), cell
+            assert not (lacking and rows) or cell == experiment.base(cell) or cell.framework in ("clipped", "gated"), (
+                cell
+            )
 
 
 def test_a_table_shows_both_averages_and_marks_what_disagrees(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,8 +80,9 @@ def test_list_and_claims(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_compare_puts_means_over_seeds_beside_the_papers_rows() -> None:
     vanilla, lora = Cell(framework="vanilla"), Cell(framework="softmax1", adaptation="lora")
+    base = Cell(framework="softmax1")
     records = [
-        tasks(vanilla, 0, 10, 20, 30, 40), tasks(lora.base, 0, 10, 20, 30, 40), tasks(lora.base, 1, 10, 20, 40, 40),
+        tasks(vanilla, 0, 10, 20, 30, 40), tasks(base, 0, 10, 20, 30, 40), tasks(base, 1, 10, 20, 40, 40),
         tasks(lora, 0, 11, 22, 33, 44), tasks(lora, 1, 12, 24, 40, 40),
     ]  # fmt: skip
     table = comparison(load_published(), find_experiment("sparq-2"), records)
@@ -102,17 +106,37 @@ def test_the_papers_own_backbone_stands_beside_itself() -> None:
 
 def test_a_drop_is_over_the_base_of_its_own_seed() -> None:
     cell = Cell(framework="softmax1", precision="w4a4-smoothquant")
-    records = [tasks(cell.base, 0, 1, 1, 1, 1), tasks(cell, 1, 2, 2, 2, 2)]
+    records = [tasks(Cell(framework="softmax1"), 0, 1, 1, 1, 1), tasks(cell, 1, 2, 2, 2, 2)]
     table = comparison(load_published(), find_experiment("sparq-1"), records)
     assert table is not None
     (line,) = [line.cells for line in table.groups[0] if line.cells[:3] == ("softmax1", "full", cell.precision)]
     assert line[7] == "-"
 
 
+def test_beyond_the_papers_a_drop_is_over_the_model_s_own_full_precision() -> None:
+    lora = Cell(framework="softmax1", adaptation="lora")
+    low = dataclasses.replace(lora, precision="w4a4-best")
+    records = [
+        tasks(Cell(framework="softmax1"), 0, 1, 1, 1, 1), tasks(lora, 0, 10, 10, 10, 10), tasks(low, 0, 11, 11, 12, 12),
+    ]  # fmt: skip
+    experiment = find_experiment("beyond-methods")
+    table = comparison(load_published(), experiment, records)
+    assert table is not None
+    lines = {line.cells[:3]: line.cells[3:] for line in table.groups[0]}
+    assert lines["softmax1", "lora", "w4a4-best"] == ("11.00", "11.00", "12.00", "12.00", "15.00")
+    assert lines["softmax1", "lora", "full"][-1] == "base"
+    # Models without any result are left out, having nothing of the papers beside them.
+    assert set(lines) == {("softmax1", kind, "full") for kind in ("full", "lora")} | {("softmax1", "lora", "w4a4-best")}
+    only = experiment.only(["vanilla"])
+    assert {cell.framework for cell in only.all_cells} == {"vanilla"}
+    with pytest.raises(SparqError, match="unknown framework of beyond-methods 'softmax2': did you mean 'softmax1'"):
+        experiment.only(["softmax2"])
+
+
 def test_a_metric_that_was_not_measured_is_named() -> None:
     cell = Cell(framework="softmax1", precision="w4a4-smoothquant")
     values = {"textlm_ppl": 20.0, "speechlm_ppl": 10.0, "asr_wer": 10.0, "tts_uer": None}
-    records = [tasks(cell.base, 0, 10, 10, 10, 10), record(cell, 0, **values)]
+    records = [tasks(Cell(framework="softmax1"), 0, 10, 10, 10, 10), record(cell, 0, **values)]
     table = comparison(load_published(), find_experiment("sparq-1"), records)
     assert table is not None
     (line,) = [line.cells for line in table.groups[0] if line.cells[:3] == ("softmax1", "full", cell.precision)]

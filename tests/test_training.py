@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sparq.adaptation import LoraSettings, add_lora, trainable_parameters
+from sparq.adaptation.settings import Base
 from sparq.data import IGNORE, Batch, collate, pack
 from sparq.errors import SparqError
 from sparq.models import convert, converted_layers
@@ -56,8 +57,9 @@ def full(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return convert(LlamaForCausalLM(config).to(dtype), "softmax1")
 
 
-def fresh(dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> PeftModel:
-    return add_lora(full(dtype), LoraSettings(rank=4, alpha=8, dropout=dropout))
+def fresh(dtype: torch.dtype = torch.float32, dropout: float = 0.0, base: Base | None = None) -> PeftModel:
+    settings = LoraSettings(rank=4, alpha=8, dropout=dropout, base=base)
+    return add_lora(full(torch.float32 if base else dtype), settings, dtype=dtype)
 
 
 def run(model: nn.Module, folder: Path, settings: TrainingSettings = SETTINGS) -> TrainingRun:
@@ -170,19 +172,24 @@ def cut_stream(last: int) -> Callable[[int], Iterator[Batch]]:
     return batches
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "base"),
+    [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8"), (torch.bfloat16, "nf4-double")],
+)
 @pytest.mark.parametrize("last", [0, 1, 4, 5, 7, 11])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, last: int, dtype: torch.dtype) -> None:
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path: Path, last: int, dtype: torch.dtype, base: Base | None
+) -> None:
     """Cut off in any batch, between checkpoints too, with dropout: same weights, same log but for the time."""
-    whole = run(fresh(dtype, dropout=0.2), tmp_path / "whole")
+    whole = run(fresh(dtype, dropout=0.2, base=base), tmp_path / "whole")
     whole.train("test")
-    cut = run(fresh(dtype, dropout=0.2), tmp_path / "cut")
+    cut = run(fresh(dtype, dropout=0.2, base=base), tmp_path / "cut")
     cut.stream = cut_stream(last)(0)
     with pytest.raises(KeyboardInterrupt):
         cut.train("test")
     with cut.log_file.open("a") as file:
         file.write('{"update": 7, "tok')  # a line that a kill cut short
-    resumed = run(fresh(dtype, dropout=0.2), tmp_path / "cut")
+    resumed = run(fresh(dtype, dropout=0.2, base=base), tmp_path / "cut")
     assert resumed.progress.updates == last // 2 // 2 * 2
     resumed.train("test")
     for name, parameter in trainable_parameters(whole.model).items():

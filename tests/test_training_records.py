@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,18 @@ def test_a_tracker_is_told_every_update(tmp_path: Path, monkeypatch: pytest.Monk
     assert [values for _, values in told.logged] == [scalars(update) for update in training.log]
     assert {"loss", "learning_rate", "speed/mfu"} <= told.logged[0][1].keys()
     assert "valid_tasks/asr/accuracy" in told.logged[2][1]
+    assert told.finished == 1
+
+
+def test_a_tracker_is_closed_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = Told()
+    fake_modules.insert(monkeypatch, "wandb", init=told.init)
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [LoggerType("wandb")])
+    settings = dataclasses.replace(SETTINGS, loggers=("wandb",), warmup_updates=0, learning_rate=math.inf)
+    training = run(fresh(), tmp_path, settings)
+    with pytest.raises(SparqError, match="the loss is nan at update 2"):
+        training.train("test")
+    assert [step for step, _ in told.logged] == [1]
     assert told.finished == 1
 
 

@@ -40,11 +40,6 @@ class Cell:
     rank: int = 0
     precision: str = FULL
 
-    @property
-    def base(self) -> "Cell":
-        """What its average performance drop refers to: full fine-tuning with its attention, in full precision."""
-        return Cell(framework=self.framework)
-
     def is_of(self, labels: Labels) -> bool:
         """Tell whether a published row is about this cell, of whatever model."""
         framework = labels.get("framework", "vanilla")
@@ -84,10 +79,18 @@ class Experiment:
         """Whether a paper has its numbers."""
         return not self.figure and self.paper != BEYOND
 
+    def base(self, cell: Cell) -> Cell:
+        """Return what a cell's average performance drop refers to.
+
+        In the papers that is full fine-tuning with its attention, in full precision; beyond them, its own row in full
+        precision, so that what quantization costs is told apart from what the adaptation costs.
+        """
+        return replace(cell, precision=FULL) if self.paper == BEYOND else Cell(framework=cell.framework)
+
     @property
     def all_cells(self) -> tuple[Cell, ...]:
         """The cells, and those that their average drops refer to."""
-        bases = [cell.base for cell in self.cells] if "tasks" in self.measures else []
+        bases = [self.base(cell) for cell in self.cells] if "tasks" in self.measures else []
         return tuple(dict.fromkeys([*bases, *self.cells]))
 
     def only(self, frameworks: Iterable[str]) -> "Experiment":

@@ -46,10 +46,10 @@ def compare_with_vanilla(experiment: Experiment, records: Iterable[Record]) -> l
     seeds = sorted({seed for _, seed in rows})
     found = []
     for cell in experiment.all_cells:
-        if cell.framework not in OURS or cell == cell.base:
+        if cell.framework not in OURS or cell == experiment.base(cell):
             continue
         twin = Cell(framework="vanilla", adaptation=cell.adaptation, rank=cell.rank, precision=cell.precision)
-        pairs = [(_drop(rows, twin, seed), _drop(rows, cell, seed)) for seed in seeds]
+        pairs = [tuple(_drop(experiment, rows, which, seed) for which in (twin, cell)) for seed in seeds]
         differences = [theirs - own for theirs, own in pairs if theirs is not None and own is not None]
         if differences:
             found.append(
@@ -60,8 +60,8 @@ def compare_with_vanilla(experiment: Experiment, records: Iterable[Record]) -> l
     return found
 
 
-def _drop(rows: dict[tuple[Cell, int], Record], cell: Cell, seed: int) -> float | None:
-    row, base = rows.get((cell, seed)), rows.get((cell.base, seed))
+def _drop(experiment: Experiment, rows: dict[tuple[Cell, int], Record], cell: Cell, seed: int) -> float | None:
+    row, base = rows.get((cell, seed)), rows.get((experiment.base(cell), seed))
     if row is None or base is None:
         return None
     return average_drop(row.values, base.values).percent

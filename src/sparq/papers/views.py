@@ -109,9 +109,13 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
     lines = []
     for cell in experiment.all_cells:
         of_cell = [record for record in own if record.cell == cell]
+        if not (of_cell or models):
+            continue
         cells = [*cell_labels(cell), *(show_seeds(of_cell, metric) for metric in metrics)]
         if by_tasks:
-            cells.append(show_drops(*([r for r in tasks if r.cell == which] for which in (cell, cell.base))))
+            cells.append(
+                show_drops(*([r for r in tasks if r.cell == which] for which in (cell, experiment.base(cell))))
+            )
         cells += [_theirs(published, table, cell, model) for model in models]
         lines.append(Line(cells=tuple(cells)))
     seeds = sorted({record.seed for record in own})

@@ -130,9 +130,9 @@ class TrainingRun:
         """
         settings = self.settings
         self.loss.train()
-        self.workers.start_logging()
         profile = UpdateProfile(settings.profile, self.folder / "profile.txt") if settings.profile else None
-        with progress(label, total=settings.last_update, unit="update", initial=self.progress.updates) as bar:
+        bar = progress(label, total=settings.last_update, unit="update", initial=self.progress.updates)
+        with bar, self.workers.logging():
             while self.progress.updates < settings.last_update and not self._is_out_of_patience():
                 if profile is not None:
                     profile.before()
@@ -151,7 +151,6 @@ class TrainingRun:
                     self._save_checkpoint()
                 bar.set_postfix_str(_postfix(update))
                 bar.update()
-        self.workers.end_logging()
         if self.progress.best:
             self._load_best()
         self.loss.eval()

@@ -50,21 +50,22 @@ class Workers:
                 f" {self.count}, {right} say"
             )
 
-    def start_logging(self) -> None:
-        """Open the trackers."""
+    @contextlib.contextmanager
+    def logging(self) -> Iterator[None]:
+        """Open the trackers, and close them whatever happens."""
         if self.accelerator.log_with:
             self.accelerator.init_trackers("sparq")
+        try:
+            yield
+        finally:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers.clear()
 
     def log(self, update: Update) -> None:
         """Tell the trackers about an update."""
         if self.accelerator.trackers:
             self.accelerator.log(scalars(update), step=update.update)
-
-    def end_logging(self) -> None:
-        """Close the trackers."""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
-        self.accelerator.trackers.clear()
 
     @property
     def is_main(self) -> bool:
