@@ -54,6 +54,8 @@ def test_all_experiments_run_at_their_smallest(out: Path) -> None:
 def test_the_same_command_again_measures_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (out / "results.jsonl").read_bytes()
     assert main(["paper", "run", "sparq-9", "sparq-figure-3", "--out", str(out)]) == 0
+    some = ["sparq-9", "sparq-4", "--frameworks", "vanilla", "--threads", "1"]
+    assert main(["paper", "run", *some, "--out", str(out)]) == 0
     assert (out / "results.jsonl").read_bytes() == before
     shown = capsys.readouterr()
     assert "train-" not in shown.err

@@ -9,7 +9,7 @@ import pytest
 from paper_records import record, tasks
 from sparq.cli.main import main
 from sparq.errors import SparqError
-from sparq.papers import EXPERIMENTS, Cell, add_records, find_experiment, load_published, read_records
+from sparq.papers import EXPERIMENTS, Cell, add_records, find_experiment, load_published, of_frameworks, read_records
 from sparq.papers.records import summarize_seeds
 from sparq.papers.views import comparison, published_table
 
@@ -127,10 +127,14 @@ def test_beyond_the_papers_a_drop_is_over_the_model_s_own_full_precision() -> No
     assert lines["softmax1", "lora", "full"][-1] == "base"
     # Models without any result are left out, having nothing of the papers beside them.
     assert set(lines) == {("softmax1", kind, "full") for kind in ("full", "lora")} | {("softmax1", "lora", "w4a4-best")}
-    only = experiment.only(["vanilla"])
-    assert {cell.framework for cell in only.all_cells} == {"vanilla"}
-    with pytest.raises(SparqError, match="unknown framework of beyond-methods 'softmax2': did you mean 'softmax1'"):
-        experiment.only(["softmax2"])
+
+
+def test_some_frameworks_alone() -> None:
+    (left,) = of_frameworks([find_experiment("sparq-4"), find_experiment("sparq-6")], ["vanilla"])
+    assert left.name == "sparq-6"
+    assert {cell.framework for cell in left.all_cells} == {"vanilla"}
+    with pytest.raises(SparqError, match="unknown framework of these experiments 'softmax2': did you mean 'softmax1'"):
+        of_frameworks(EXPERIMENTS, ["vanilla", "softmax2"])
 
 
 def test_a_metric_that_was_not_measured_is_named() -> None:
@@ -190,7 +194,8 @@ def test_records_accumulate_and_replace_their_like(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["show", "sparq-22"], "unknown experiment 'sparq-22'"),
-        (["show", "sparq-figure-3"], "sparq-figure-3 is a figure"),
+        (["show", "sparq-figure-3"], "sparq-figure-3 has no numbers"),
+        (["show", "beyond-methods"], "beyond-methods has no numbers"),
         (["compare", "nothing.jsonl"], "nothing.jsonl has no results"),
         (["compare", "--experiment", "table"], "unknown experiment 'table'"),
     ],

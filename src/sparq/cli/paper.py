@@ -112,8 +112,8 @@ def show_table(arguments: argparse.Namespace) -> None:
     if arguments.table == "claims":
         print(draw(claims_table(published)))
         return
-    if find_experiment(arguments.table).figure:
-        raise SparqError(f"{arguments.table} is a figure, whose numbers are not printed: see `sparq paper list`")
+    if not find_experiment(arguments.table).is_printed:
+        raise SparqError(f"{arguments.table} has no numbers in the papers: see `sparq paper list` for their tables")
     print(draw(published_table(published, published.table(arguments.table))))
 
 
@@ -142,7 +142,7 @@ def compare_results(arguments: argparse.Namespace) -> None:
 
 def run_experiments(arguments: argparse.Namespace) -> None:
     """Run experiments, or print how."""
-    from sparq.papers import EXPERIMENTS, find_experiment
+    from sparq.papers import EXPERIMENTS, find_experiment, of_frameworks
 
     every = arguments.experiments == ["all"]
     chosen = list(EXPERIMENTS) if every else [find_experiment(name) for name in arguments.experiments]
@@ -165,7 +165,7 @@ def run_experiments(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         profile = replace(profile, recipe=replace(profile.recipe, threads=arguments.threads))
     if arguments.frameworks:
-        chosen = [experiment.only(arguments.frameworks) for experiment in chosen if experiment.measures]
+        chosen = of_frameworks(chosen, arguments.frameworks)
     results = arguments.results or arguments.out / "results.jsonl"
     for experiment in chosen:
         if experiment.measures:

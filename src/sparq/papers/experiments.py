@@ -1,6 +1,6 @@
 """The papers' tables and figures as data: which models each compares, and what is measured of them."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
@@ -93,17 +93,20 @@ class Experiment:
         bases = [self.base(cell) for cell in self.cells] if "tasks" in self.measures else []
         return tuple(dict.fromkeys([*bases, *self.cells]))
 
-    def only(self, frameworks: Iterable[str]) -> "Experiment":
-        """Return the experiment with these frameworks alone.
 
-        Raises:
-            SparqError: the experiment has none of one of these.
-        """
-        own = list(dict.fromkeys(cell.framework for cell in self.cells))
-        for name in frameworks:
-            if name not in own:
-                raise unknown(f"framework of {self.name}", name, own)
-        return replace(self, cells=tuple(cell for cell in self.cells if cell.framework in frameworks))
+def of_frameworks(experiments: Iterable[Experiment], frameworks: Collection[str]) -> list[Experiment]:
+    """Return the experiments with the models of some frameworks alone, without those that have none.
+
+    Raises:
+        SparqError: no experiment has one of them.
+    """
+    experiments = list(experiments)
+    own = dict.fromkeys(cell.framework for experiment in experiments for cell in experiment.cells)
+    for name in frameworks:
+        if name not in own:
+            raise unknown("framework of these experiments", name, own)
+    parts = [replace(e, cells=tuple(cell for cell in e.cells if cell.framework in frameworks)) for e in experiments]
+    return [part for part in parts if part.cells]
 
 
 def _cells(
