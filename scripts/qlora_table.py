@@ -3,8 +3,8 @@
 python scripts/qlora_table.py TEXT.txt rows.jsonl [NAME ...]
 
 NAME is a base, float, int8, nf4 or nf4-double, with an initialization behind it where it is not kaiming, such as
-nf4-double-loftq, or with dora or rslora; all of `NAMES` if none is given. The last quarter of the text is held out. Rows that the file has
-already are not measured again.
+nf4-double-loftq, or with dora or rslora; all of `NAMES` if none is given. The last quarter of the text is held out. Rows
+that the file has already are not measured again.
 """
 
 import json
@@ -27,7 +27,9 @@ from sparq.models.families import named_linears
 from sparq.pretrained import resolve_model
 
 BACKBONE = "pretrained:smollm2-135m"
-NAMES = ("float", "int8", "nf4", "nf4-double", "nf4-double-loftq", "float-pissa", "float-olora", "float-eva", "float-dora")
+NAMES = (
+    "float", "int8", "nf4", "nf4-double", "nf4-double-loftq", "float-pissa", "float-olora", "float-eva", "float-dora",
+)  # fmt: skip
 UPDATES = int(os.environ.get("UPDATES", "48"))
 WARMUP, PEAK = 8, 3e-4
 SEQUENCES, CONTEXT = 2, 96
