@@ -3,8 +3,8 @@
 python scripts/qlora_table.py TEXT.txt rows.jsonl [NAME ...]
 
 NAME is a base, float, int8, nf4 or nf4-double, with an initialization behind it where it is not kaiming, such as
-nf4-double-loftq, or with dora or rslora; all of `NAMES` if none is given. The last quarter of the text is held out. Rows
-that the file has already are not measured again.
+nf4-double-loftq, or with dora or rslora; all of `NAMES` if none is given. The last quarter of the text is held out.
+Rows that the file has already are not measured again.
 """
 
 import json
