@@ -28,6 +28,7 @@ def main() -> None:
 
         training._update = dying  # type: ignore[assignment, method-assign]
     training.train("test")
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -156,17 +156,19 @@ def _run(arguments: argparse.Namespace, **which: str | None) -> Any:
     # Only now, because PyTorch comes with it: a mistake in the recipe shows at once.
     from sparq.recipes.pipeline import STEPS
     from sparq.recipes.steps import run_steps
-    from sparq.recipes.train_together import announce, check_processes, follow, is_follower
+    from sparq.recipes.train_together import announce, check_processes, follow, is_follower, leave
 
     run_folder = RunFolder(arguments.out)
     check_processes(which.get("only"))
     if is_follower():
         follow(recipe, run_folder)
+        leave()
         return run_folder
     try:
         run_steps(recipe, run_folder, STEPS, overwrite=arguments.overwrite, **which)
     finally:
         announce(None)
+        leave()
     return run_folder
 
 

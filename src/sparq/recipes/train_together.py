@@ -47,6 +47,12 @@ def follow(recipe: Recipe, run: RunFolder) -> None:
             continue
 
 
+def leave() -> None:
+    """Close what the processes talk through: a thread of gloo's that is left at exit may end a process by an abort."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _broadcast(framework: str | None) -> str | None:
     PartialState(cpu=not torch.cuda.is_available())
     message = [framework]
