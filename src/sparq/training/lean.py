@@ -21,7 +21,8 @@ def keep_less(model: nn.Module) -> None:
     """Let the norms and MLPs of Llama, Mistral, Qwen2 and Qwen3 keep less for the backward.
 
     In 16 bit a number of the stream costs 2 bytes less at each norm that is not trained, and one of an MLP's width 2
-    bytes. What the modules compute stays the same to the last bit, and so do their weights and names. Other modules are left as they are.
+    bytes. What the modules compute stays the same to the last bit, and so do their weights and names. Other modules are
+    left as they are.
 
     Args:
         model: changed in place; doing it again changes nothing.
