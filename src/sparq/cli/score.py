@@ -6,6 +6,7 @@ from typing import Any
 
 from sparq.cli.apply import check_model, check_recordings
 from sparq.cli.arguments import add_model, positive
+from sparq.errors import SparqError
 
 
 def add_commands(commands: Any) -> None:
@@ -38,6 +39,25 @@ def add_commands(commands: Any) -> None:
     kind.add_argument("--seed", metavar="N", type=int, default=0, help="of the model's draws")
     kind.add_argument("--text-lm", metavar="MODEL", default="pretrained:smollm2-135m", help="the text LM that judges")
     kind.set_defaults(handler=score_genppl, parser=kind)
+    kind = kinds.add_parser(
+        "speech",
+        help="made speech beside its recordings: WER, CER, voice, UTMOS, a page to listen",
+        description="Score folders of made speech beside the recordings that they were made from, as a table, a Parquet"
+        " file of all utterances, and a page on which they are heard side by side.",
+    )
+    kind.add_argument("manifest", metavar="MANIFEST.tsv", type=Path, help="the recordings, with text and speaker")
+    kind.add_argument(
+        "folders", metavar="DIR", nargs="+", type=Path, help="a system's sounds, STEM.wav for each recording's file"
+    )
+    kind.add_argument("--out", metavar="DIR", type=Path, required=True, help="a new folder")
+    kind.add_argument(
+        "--split", metavar="NAME", action="append", default=[], help="a split to score; repeatable (default: all)"
+    )
+    kind.add_argument("--limit", metavar="N", type=positive, default=0, help="only the first of each split")
+    kind.add_argument(
+        "--recognizer", metavar="MODEL", help="the Whisper that listens (default: pretrained:whisper-base)"
+    )
+    kind.set_defaults(handler=score_speech, parser=kind)
     kind = kinds.add_parser(
         "units",
         help="quality and bit rate of a run's units",
@@ -87,6 +107,26 @@ def score_genppl(arguments: argparse.Namespace) -> None:
     for file, text in zip(arguments.files, found.texts, strict=True):
         print(f"{file}\t{text}")
     print(f"GenPPL\t{found.value:.2f}\t{found.tokens} tokens, {found.left_out} continuations left out")
+
+
+def score_speech(arguments: argparse.Namespace) -> None:
+    """Print the table and say where the page is."""
+    if not arguments.manifest.is_file():
+        raise SparqError(f"no manifest {arguments.manifest}: it is a TSV of recordings, such as RUN/manifest.tsv")
+    for folder in arguments.folders:
+        if not folder.is_dir():
+            raise SparqError(f"no folder {folder}: give folders of sounds, such as `sparq resynthesize` writes")
+    from sparq.recipes.speech_score import score_speech, score_table
+    from sparq.report.tables import draw
+    from sparq.vocoder.recognizer import WHISPER
+
+    recognizer = arguments.recognizer or WHISPER
+    scores = score_speech(
+        arguments.manifest, arguments.folders, out=arguments.out, splits=arguments.split, most=arguments.limit,
+        recognizer=recognizer,
+    )  # fmt: skip
+    print(draw(score_table(scores, recognizer)))
+    print(f"listen: {arguments.out / 'listen.html'}")
 
 
 def score_units(arguments: argparse.Namespace) -> None:

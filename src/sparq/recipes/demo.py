@@ -49,7 +49,7 @@ def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> RunFolder:
     with as_file(files("sparq") / "demo") as assets:
         run = RunFolder(out)
         run.create()
-        for name in ("whisper-tiny.en", "smollm2-135m"):
+        for name in ("whisper-tiny.en", "smollm2-135m", "whisper-base"):
             pretrained_folder(name)
         corpus = run.path / "corpus"
         if not corpus.exists():

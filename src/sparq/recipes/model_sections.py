@@ -248,7 +248,7 @@ class EvaluateConfig:
         batch_size: sequences decoded together.
         max_new_text: most text pieces of a transcript.
         vocoder: a vocoder of the units, by which TTS is measured from audio; none leaves it at the units.
-        recognizer: the English Whisper that listens to TTS: a folder, a hub name or `pretrained:NAME`.
+        recognizer: the Whisper that listens to TTS: a folder, a hub name or `pretrained:NAME`.
         prose: a text file for the perplexity of ordinary text; paths as in a source's manifest.
     """
 

@@ -54,7 +54,7 @@ NO_VOCODER = (
 HEARD_BY = "TTS was heard by {recognizer} in the vocoder's default voice."
 SAME_FAMILY = (
     " The units come from a Whisper too ({features}, layer {layer}), so the recognizer may find in them what it listens"
-    " for: another one would hear more errors, in the recordings' own units as well."
+    " for: one of another family may hear more errors, in the recordings' own units as well."
 )
 
 

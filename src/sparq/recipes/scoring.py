@@ -121,7 +121,7 @@ def generative_perplexity(
         max_new: most pieces that the model writes.
         temperature: of its draws.
         seed: of its draws.
-        recognizer: an English Whisper.
+        recognizer: a Whisper.
         text_lm: a causal LM with its tokenizer.
 
     Raises:

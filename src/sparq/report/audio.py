@@ -36,10 +36,18 @@ def embed(path: Path) -> Clip:
     if not path.is_file():
         return Clip(uri=None, reason=f"there is no file {path.name}")
     size = path.stat().st_size
-    if size > MOST_BYTES:
-        return Clip(uri=None, reason=f"{path.name} has {show_bytes(size)}, more than {show_bytes(MOST_BYTES)}")
-    data = path.read_bytes()
+    return _too_large(path.name, size) if size > MOST_BYTES else embed_bytes(path.name, path.read_bytes())
+
+
+def embed_bytes(name: str, data: bytes) -> Clip:
+    """Return the content of an audio file as a data URI; see `embed`."""
+    if len(data) > MOST_BYTES:
+        return _too_large(name, len(data))
     kind = next((kind for signature, kind in _SIGNATURES if data.startswith(signature)), None)
     if kind is None:
-        return Clip(uri=None, reason=f"{path.name} is no Ogg, WAV, FLAC or MP3 file")
+        return Clip(uri=None, reason=f"{name} is no Ogg, WAV, FLAC or MP3 file")
     return Clip(uri=Markup(f"data:{kind};base64,{base64.b64encode(data).decode()}"))
+
+
+def _too_large(name: str, size: int) -> Clip:
+    return Clip(uri=None, reason=f"{name} has {show_bytes(size)}, more than {show_bytes(MOST_BYTES)}")

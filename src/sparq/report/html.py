@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
@@ -29,8 +28,7 @@ from sparq.report.tables import (
     step_table,
     tts_table,
 )
-
-_FOLDER = Path(__file__).parent
+from sparq.report.templates import render_template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,18 +78,8 @@ def write_html(path: Path, results: Results, *, folder: Path) -> None:
 
 def render_html(results: Results, *, folder: Path) -> str:
     """Return the page: no scripts and no links to other files; all text from `results` is escaped."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # A percent sign stays on the line of its number.
-    environment.filters["keep_percent"] = lambda text: text.replace(" %", "\N{NO-BREAK SPACE}%")
     content = {
         "results": results,
-        "css": Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         "code": _code(results),
         "summary": summarize(results),
         "definitions": DEFINITIONS,
@@ -104,7 +92,7 @@ def render_html(results: Results, *, folder: Path) -> str:
         "clips": _clips(results, folder),
     }
     sections = [(name, title) for name, title, needs in _SECTIONS if not needs or any(content[n] for n in needs)]
-    return environment.get_template("report.html.jinja").render(**content, sections=sections) + "\n"
+    return render_template("report.html.jinja", **content, sections=sections)
 
 
 _SECTIONS: tuple[tuple[str, str, tuple[str, ...]], ...] = (

@@ -14,9 +14,14 @@ from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
 from sparq.types import SAMPLE_RATE
 
-WHISPER = "pretrained:whisper-tiny.en"
+WHISPER = "pretrained:whisper-base"
+"""The default: another model than the one whose features make the demo's units, so that it does not flatter them."""
+
 _LONGEST_SECONDS = 30.0
 _PROMPT = ("<|startoftranscript|>", "<|notimestamps|>")
+_MULTILINGUAL_PROMPT = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
+# One token more than the English models have; OpenAI's code tells them apart in the same way.
+_MULTILINGUAL_TOKENS = 51865
 _BATCH = 8
 # More than anybody says; a bound for loops, into which greedy decoding falls on noise.
 _TOKENS_A_SECOND = 8
@@ -24,13 +29,13 @@ _TOKENS_AT_LEAST = 16
 
 
 class Recognizer:
-    """Whisper (Radford et al. 2022), an English one, in bfloat16, decoding greedily without timestamps.
+    """Whisper (Radford et al. 2022) in bfloat16, decoding English greedily without timestamps.
 
     Args:
-        model: folder, hub name or `pretrained:` name of an English Whisper.
+        model: folder, hub name or `pretrained:` name of a Whisper, an English or a multilingual one.
 
     Raises:
-        SparqError: it cannot be loaded or is not an English Whisper.
+        SparqError: it cannot be loaded or is no Whisper.
     """
 
     def __init__(self, model: str = WHISPER) -> None:
@@ -44,7 +49,8 @@ class Recognizer:
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             except (OSError, ValueError) as error:
                 raise SparqError(f"cannot load the recognizer {model!r}: {str(error).splitlines()[0]}") from error
-        self._prompt = self._tokenizer.convert_tokens_to_ids(list(_PROMPT))
+        multilingual = self._network.config.vocab_size >= _MULTILINGUAL_TOKENS
+        self._prompt = self._tokenizer.convert_tokens_to_ids(list(_MULTILINGUAL_PROMPT if multilingual else _PROMPT))
         self._normalize = EnglishTextNormalizer()
 
     def normalize(self, text: str) -> str:
