@@ -87,14 +87,19 @@ def resynthesize(arguments: argparse.Namespace) -> None:
 def train(arguments: argparse.Namespace) -> None:
     """Train a vocoder and say where it is."""
     from sparq.recipes.run_folder import RunFolder
+    from sparq.recipes.train_together import is_follower, leave
     from sparq.recipes.vocoder import load_vocoder_recipe, train_vocoder
 
-    vocoder = train_vocoder(
-        load_vocoder_recipe(arguments.recipe, arguments.overrides),
-        run=RunFolder(arguments.run),
-        out=arguments.out,
-        start=arguments.start,
-        seconds=None if arguments.minutes is None else 60.0 * arguments.minutes,
-    )
-    training = vocoder.description.training
-    print(f"{vocoder.folder}: {training['updates']} of {training['settings']['updates']} updates")
+    try:
+        vocoder = train_vocoder(
+            load_vocoder_recipe(arguments.recipe, arguments.overrides),
+            run=RunFolder(arguments.run),
+            out=arguments.out,
+            start=arguments.start,
+            seconds=None if arguments.minutes is None else 60.0 * arguments.minutes,
+        )
+    finally:
+        leave()
+    if not is_follower():
+        training = vocoder.description.training
+        print(f"{vocoder.folder}: {training['updates']} of {training['settings']['updates']} updates")

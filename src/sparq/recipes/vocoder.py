@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from jaxtyping import Float32
 
 from sparq.audio.manifest import read_manifest
@@ -119,7 +120,9 @@ def train_vocoder(
         torch.set_num_threads(recipe.threads)
     kmeans = KMeans.load(run.kmeans)
     encoder = load_speaker_encoder()
-    splits = {name: _recordings(run, name, recipe, kmeans, encoder, out) for name in ("train", "valid")}
+    # Of several processes the first one analyzes, and the others read what it wrote.
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
+        splits = {name: _recordings(run, name, recipe, kmeans, encoder, out) for name in ("train", "valid")}
     if not splits["train"]:
         raise SparqError(f"{run.units} has no training utterances: hold out less, or give more recordings")
     networks = build_networks(recipe.generator, num_units=kmeans.k, seed=recipe.train.seed)

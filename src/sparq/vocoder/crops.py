@@ -1,6 +1,7 @@
 """Batches for training as a pure function of the seed and the update, so that a resumed run sees the same ones."""
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -47,6 +48,17 @@ class Batch:
     runs_speaker: Float[Tensor, "batch speaker_dim"]
     durations: Int64[Tensor, "batch units"]
     real: Bool[Tensor, "batch units"]
+
+    def share(self, part: int, parts: int) -> "Batch":
+        """Return one of several parts: every `parts`-th piece, from number `part` on."""
+        return self._map(lambda tensor: tensor[part::parts])
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 class Crops:

@@ -24,6 +24,8 @@ class TrainSettings:
         adversarial_weight: of the discriminators' verdict.
         matching_weight: of feature matching; HiFi-GAN: 2.
         duration_weight: of the durations' likelihood.
+        content_weight: of the distance of what is said; 0 leaves `content_model` unread.
+        content_model: the Whisper that hears it.
         ema: decay of the averaged weights, which are those that are kept.
         dtype: of the network's computation; losses and weights are float32.
         checkpoint_updates: updates between checkpoints.
@@ -47,6 +49,8 @@ class TrainSettings:
     adversarial_weight: float = 1.0
     matching_weight: float = 2.0
     duration_weight: float = 1.0
+    content_weight: float = 0.0
+    content_model: str = "pretrained:whisper-tiny.en"
     ema: float = 0.999
     dtype: Literal["float32", "bfloat16"] = "float32"
     checkpoint_updates: int = 500

@@ -25,6 +25,15 @@ def log_bands(spectrum: Float[Tensor, "batch bins frames"], *, num_mels: int) ->
     return (filters @ spectrum).clamp(min=1e-5).log()
 
 
+def power_bands(
+    samples: Float[Tensor, "batch samples"], *, size: int, hop: int, num_mels: int
+) -> Float[Tensor, "batch mels frames"]:
+    """Return mel bands of powers; windows are centered every `hop` samples, ends are mirrored, the last is dropped."""
+    window = torch.hann_window(size, device=samples.device)
+    spectrum = torch.stft(samples, size, hop, window=window, return_complex=True)[..., :-1]
+    return _filters(size, num_mels).to(samples.device) @ (spectrum.real.square() + spectrum.imag.square())
+
+
 def log_mel(samples: Float[Tensor, "batch samples"]) -> Float[Tensor, "batch 80 frames"]:
     """Return 80 log-mel bands of windows of 1024 samples every 256, as HiFi-GAN does."""
     return log_bands(magnitudes(samples, size=1024, hop=256), num_mels=80)

@@ -137,7 +137,7 @@ def save_vocoder(
         dtype: of the stored weights; float16 halves the file, and computing stays in float32.
     """
     assert len(voices) == len(description.voices)
-    tensors = {name: tensor.detach().to(dtype).contiguous() for name, tensor in networks.state_dict().items()}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in networks.state_dict().items()}
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         save_file({**tensors, _VOICES: torch.from_numpy(voices)}, temporary / _WEIGHTS, metadata={"format": "pt"})

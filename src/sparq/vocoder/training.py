@@ -3,6 +3,9 @@
 The generator and the duration predictor share an optimizer; the discriminators have their own. Batches are a function
 of the seed and the update, and nothing else is random, so that a resumed run ends with the weights of one that was
 never stopped (on the same machine and thread count).
+
+Accelerate says on which device this process computes and how many there are. Each has its part of every batch, and
+gradients are averaged: by hand, since a generator is called by its parts, which DDP does not wrap.
 """
 
 import dataclasses
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -22,6 +26,7 @@ from sparq.files import fingerprint, write_text
 from sparq.progress import progress
 from sparq.vocoder.analysis import Recording
 from sparq.vocoder.checkpoint import TrainProgress, load_state, save_state
+from sparq.vocoder.content import ContentDistance
 from sparq.vocoder.crops import Batch, Crops
 from sparq.vocoder.discriminators import HifiGanDiscriminators, Judgment, SpectrogramDiscriminators
 from sparq.vocoder.duration import duration_loss
@@ -48,7 +53,11 @@ class Trainer:
         folder: holds `checkpoint/` and `train.jsonl`.
         identity: facts that a checkpoint must agree with, beside the settings.
         validate: called with the averaged networks; what it returns is logged.
-        on_checkpoint: called after each checkpoint with the averaged networks, updates and seconds so far.
+        on_checkpoint: called after each checkpoint with the averaged networks, updates and seconds so far. Of several
+            processes, only the first validates and writes.
+
+    Raises:
+        SparqError: `folder` has another training, or processes cannot share a batch evenly.
     """
 
     def __init__(
@@ -63,7 +72,15 @@ class Trainer:
         on_checkpoint: Callable[[VocoderNetworks, int, float], None] | None = None,
     ) -> None:
         self.settings, self.folder = settings, folder
-        self.networks = networks
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self.count: int = self.accelerator.num_processes
+        if settings.batch % self.count:
+            right = settings.batch + -settings.batch % self.count
+            raise SparqError(
+                f"train.batch is {settings.batch}, which {self.count} processes cannot share: set it to a multiple of"
+                f" {self.count}, {right} say"
+            )
+        self.networks = networks.to(self.device)
         self.crops = Crops(
             recordings,
             frames=settings.frames,
@@ -77,7 +94,8 @@ class Trainer:
                 SpectrogramDiscriminators()
                 if isinstance(networks.generator, LightGenerator)
                 else HifiGanDiscriminators()
-            )
+            ).to(self.device)
+        self.content = ContentDistance(settings.content_model).to(self.device) if settings.content_weight else None
         self.averaged = networks.copy()
         betas = (settings.beta1, settings.beta2)
         self.adam = torch.optim.AdamW(networks.parameters(), betas=betas, fused=True)
@@ -88,6 +106,17 @@ class Trainer:
         deciding = dataclasses.asdict(settings) | idle
         self.progress = TrainProgress(key=fingerprint(deciding, identity))
         self._restore()
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process validates and writes files."""
+        return bool(self.accelerator.is_main_process)
 
     @property
     def log_file(self) -> Path:
@@ -101,12 +130,12 @@ class Trainer:
         updates = self.settings.updates
         with progress(label, total=updates, unit="update", initial=self.progress.updates) as bar:
             for batch in self.crops.ahead(self.progress.updates, updates):
-                losses = self._update(batch)
+                losses = self._update(batch.share(self.accelerator.process_index, self.count).to(self.device))
                 spent = time.monotonic() - began
                 done = self.progress.updates + 1
                 self.progress = dataclasses.replace(self.progress, updates=done, seconds=done_before + spent)
                 bar.update()
-                last = done == updates or (seconds is not None and spent > seconds)
+                last = done == updates or (seconds is not None and self._any(spent > seconds))
                 if done % self.settings.validate_updates == 0 or last:
                     losses |= self._validation()
                 self._log(losses)
@@ -121,7 +150,7 @@ class Trainer:
         adversarial = self.progress.updates >= settings.adversarial_from
         rate = settings.rate(self.progress.updates)
         losses: dict[str, Tensor] = {}
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.dtype == "bfloat16"):
+        with self._autocast():
             made, pitch = self._generate(batch)
         real = batch.samples
         if adversarial:
@@ -135,6 +164,9 @@ class Trainer:
         ]
         if pitch is not None:
             weighted.append(("pitch", settings.pitch_weight, pitch))
+        if self.content is not None:
+            with self._autocast():
+                weighted.append(("content", settings.content_weight, self.content(made, real)))
         for name, weight, loss in weighted:
             losses[name] = loss
             total = total + weight * loss
@@ -148,13 +180,18 @@ class Trainer:
             total = total + settings.matching_weight * losses["matching"]
         self.adam.zero_grad()
         total.backward()  # type: ignore[no-untyped-call]
+        self._share_gradients(self.networks)
         losses["gradient"] = nn.utils.clip_grad_norm_(self.networks.parameters(), settings.clip_norm)
         _step(self.adam, rate)
         self._average()
-        values = {name: float(value.detach()) for name, value in losses.items()}
+        means = self.accelerator.reduce(torch.stack([v.detach().double() for v in losses.values()]), reduction="mean")
+        values = dict(zip(losses, means.tolist(), strict=True))
         if not all(map(math.isfinite, values.values())):
             raise SparqError(f"update {self.progress.updates + 1} gave {values}: lower the learning rate")
         return values
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.dtype == "bfloat16")
 
     def _generate(self, batch: Batch) -> tuple[Float[Tensor, "batch samples"], Float[Tensor, ""] | None]:
         generator = self.networks.generator
@@ -175,9 +212,25 @@ class Trainer:
         loss = discriminator_loss(self.critics(real).scores, self.critics(made).scores)
         self.critics_adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self._share_gradients(self.critics)
         nn.utils.clip_grad_norm_(self.critics.parameters(), self.settings.clip_norm)
         _step(self.critics_adam, rate)
         return loss.detach()
+
+    def _share_gradients(self, module: nn.Module) -> None:
+        """Replace gradients by their means over all processes."""
+        if self.count == 1:
+            return
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        joined = torch.cat([gradient.flatten() for gradient in gradients])
+        means = self.accelerator.reduce(joined, reduction="mean").split([g.numel() for g in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def _any(self, fact: bool) -> bool:
+        """Tell whether something is so in any process: all have to stop at the same update."""
+        count: Tensor = self.accelerator.reduce(torch.tensor(float(fact), device=self.device), reduction="sum")
+        return bool(count > 0)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -189,9 +242,11 @@ class Trainer:
         torch._foreach_lerp_(ours, theirs, 1 - decay)
 
     def _validation(self) -> dict[str, float]:
-        return {} if self._validate is None else self._validate(self.averaged)
+        return {} if self._validate is None or not self.is_main else self._validate(self.averaged)
 
     def _log(self, losses: dict[str, float]) -> None:
+        if not self.is_main:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         record = {"update": self.progress.updates, "seconds": round(self.progress.seconds, 1)}
         record |= {name: float(f"{value:.5g}") for name, value in losses.items()}
@@ -200,14 +255,17 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        save_state(self.folder / "checkpoint", self.progress, self._modules(), self._optimizers())
-        if self._on_checkpoint is not None:
-            self._on_checkpoint(self.averaged, self.progress.updates, self.progress.seconds)
+        if self.is_main:
+            save_state(self.folder / "checkpoint", self.progress, self._modules(), self._optimizers())
+            if self._on_checkpoint is not None:
+                self._on_checkpoint(self.averaged, self.progress.updates, self.progress.seconds)
+        self.accelerator.wait_for_everyone()
 
     def _restore(self) -> None:
         found = load_state(self.folder / "checkpoint", self.progress.key, self._modules(), self._optimizers())
         self.progress = found or self.progress
-        self._drop_lines_after_checkpoint()
+        if self.is_main:
+            self._drop_lines_after_checkpoint()
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"network": self.networks, "average": self.averaged, "critics": self.critics}

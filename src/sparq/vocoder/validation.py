@@ -61,8 +61,10 @@ def listen(recognizer: Recognizer, waveforms: Sequence[Float32[np.ndarray, "_sam
 @torch.inference_mode()
 def resynthesize(networks: VocoderNetworks, recording: Recording) -> Float32[np.ndarray, "samples"]:
     """Make a recording's samples from its units, as long as they lasted, and its speaker's vector."""
-    units = torch.from_numpy(recording.units.astype(np.int64))[None]
-    samples: np.ndarray = networks.generator(units, torch.from_numpy(recording.vector)[None])[0].numpy()
+    device = next(networks.parameters()).device
+    units = torch.from_numpy(recording.units.astype(np.int64))[None].to(device)
+    made = networks.generator(units, torch.from_numpy(recording.vector)[None].to(device))[0]
+    samples: np.ndarray = made.cpu().numpy()
     return samples
 
 
