@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 
 from sparq.data import IGNORE, collate, group_by_length, pack, training_batches
-from sparq.data.batching import corrupt_units, draw_epoch, epoch_examples
+from sparq.data.batching import EpochExamples, corrupt_units, draw_epoch, epoch_examples, epoch_groups
 from sparq.errors import SparqError
-from sparq.tokens import Example, fit_vocabulary
+from sparq.tokens import Example, fit_vocabulary, make_example
 from sparq.tokens.special import START_OF_SPEECH, units_to_text
 from sparq.tokens.vocabulary import as_line
 from sparq.types import TASKS
@@ -58,16 +58,35 @@ def test_labels_count_after_the_generate_token_only() -> None:
     assert batch.num_targets == 3
 
 
+def text_alone(epoch: int) -> list[Example]:
+    """Seven examples that are of no utterance, others in each epoch."""
+    texts = [" ".join(["green"] * (1 + epoch + number)) for number in range(7)]
+    return [make_example(VOCABULARY, "textlm", text=text, units=()) for text in texts]
+
+
 @settings(max_examples=20)
-@given(skip=st.integers(0, 40), temperature=st.sampled_from([None, 2.0]))
-def test_a_resumed_stream_continues_the_same(skip: int, temperature: float | None) -> None:
+@given(skip=st.integers(0, 40), temperature=st.sampled_from([None, 2.0]), extra=st.sampled_from([None, text_alone]))
+def test_a_resumed_stream_continues_the_same(skip: int, temperature: float | None, extra: EpochExamples | None) -> None:
     options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "pad_id": 0, "unit_noise": 0.2}
-    options["temperature"] = temperature
+    options |= {"temperature": temperature, "extra": extra}
     whole = list(itertools.islice(training_batches(SAID, VOCABULARY, **options), skip + 3))
     resumed = list(itertools.islice(training_batches(SAID, VOCABULARY, skip=skip, **options), 3))
     for a, b in zip(whole[skip:], resumed, strict=True):
         assert torch.equal(a.input_ids, b.input_ids)
         assert torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("long_length", [None, 30])
+def test_more_examples_change_no_others(long_length: int | None) -> None:
+    options = {"weights": dict.fromkeys(TASKS, 1.0), "batch_tokens": 60, "seed": 3, "unit_noise": 0.2}
+    options["long_length"] = long_length
+    for epoch in range(4):
+        alone, joined = (
+            Counter(itertools.chain(*epoch_groups(SAID, VOCABULARY, epoch=epoch, **options, **more)))
+            for more in ({}, {"extra": text_alone})
+        )
+        assert joined - alone == Counter(text_alone(epoch))
+        assert alone - joined == Counter()
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0, 1000.0])

@@ -83,6 +83,13 @@ def test_normal_text_has_only_what_it_may(raw: str) -> None:
 
 # --- reading and writing
 
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_ascii_is_normalized_as_all_text_is(raw: str) -> None:
+    """A dash counts as a space, but it is no ASCII."""
+    assert normalize_text(raw) == normalize_text(raw + "–")
+
+
 _NAMES = st.text(st.characters(categories=["L", "N", "P"], exclude_characters="/\\"), min_size=1, max_size=8)
 _TEXTS = st.text(st.sampled_from("abc' é"), max_size=12).map(normalize_text)
 _UTTERANCES = st.lists(

@@ -1,6 +1,7 @@
 """Recipes: paths and variables resolved, values checked against each other, settings handed to stamps."""
 
 import dataclasses
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import yaml
 
 from sparq.configuration import dump_yaml, from_mapping, to_mapping
 from sparq.errors import SparqError
+from sparq.files import fingerprint
 from sparq.recipes.recipe import Recipe, load_recipe, used_settings
 
+DEMO = Path(str(files("sparq") / "demo" / "demo.yaml"))
 MINIMAL: dict[str, Any] = {
     "name": "tiny",
     "prepare": {"sources": [{"manifest": "data/manifest.tsv", "corpus": "an4"}]},
@@ -30,6 +33,7 @@ def file(tmp_path: Path) -> Path:
 def test_relative_paths_start_at_the_recipe(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     overrides = [
         "vocab.extra_text=[../extra.txt]",
+        "train.extra_text=[../lm.txt.gz, /abs/lm.txt]",
         "evaluate.prose=/abs/prose.txt",
         "units.features=./hubert",
     ]
@@ -37,6 +41,7 @@ def test_relative_paths_start_at_the_recipe(file: Path, monkeypatch: pytest.Monk
     recipe = load_recipe(Path("recipes/tiny.yaml"), overrides)
     assert recipe.prepare.sources[0].manifest == tmp_path / "recipes" / "data" / "manifest.tsv"
     assert recipe.vocab.extra_text == (tmp_path / "extra.txt",)
+    assert recipe.train.extra_text == (tmp_path / "lm.txt.gz", Path("/abs/lm.txt"))
     assert recipe.evaluate.prose == Path("/abs/prose.txt")
     assert recipe.units.features == str(tmp_path / "recipes" / "hubert")
     assert recipe.model.backbone == "pretrained:smollm2-135m"
@@ -153,6 +158,11 @@ def test_a_resolved_recipe_is_a_recipe_and_resolves_to_itself(file: Path, tmp_pa
             "train.task_weights={asr: 0, tts: 0, speechlm: 0, textlm: 0}",
             "recipe.train.task_weights is 'all 0': expected at least one weight above 0",
         ),
+        (
+            "train.extra_lines=5",
+            "recipe.train.extra_lines is 5: expected 0, because recipe.train.extra_text names no file",
+        ),
+        ("train={updates: 9, warmup_updates: 9, extra_text: [a], extra_lines: -1}", "recipe.train.extra_lines is -1"),
         ("train.task_weights.asr=-1", "recipe.train.task_weights.asr is -1.0: expected at least 0"),
         ("quantize.schemes=[w4a4]", "recipe.quantize.schemes[0] is 'w4a4': did you mean 'w4a4-rtn'"),
         ("quantize.smoothing_alpha=1.5", "recipe.quantize.smoothing_alpha is 1.5: expected from 0 to 1"),
@@ -177,6 +187,16 @@ def test_used_settings_leave_out_what_changes_no_result(file: Path) -> None:
     assert settings["seed"] == 0
     assert settings["frameworks"] == ["vanilla", "softmax1", "max_shift"]
     assert "skip_bad" not in settings["prepare"]
+
+
+def test_newer_settings_leave_runs_that_exist_as_they_are(file: Path) -> None:
+    """The name that the demo's trainings had before there were such settings."""
+    demo = load_recipe(DEMO, environ={"SPARQ_DEMO_CORPUS": "/nowhere"})
+    assert fingerprint(used_settings(demo, "train", "model", "seed")) == "1eec6e516b265b7c"
+    assert used_settings(load_recipe(file), "train")["train"].keys().isdisjoint({"extra_text", "extra_lines"})
+    given = load_recipe(file, ["train.extra_text=[/lm.txt]", "train.extra_lines=7"])
+    settings = used_settings(given, "train")["train"]
+    assert (settings["extra_text"], settings["extra_lines"]) == (["/lm.txt"], 7)
 
 
 def test_used_settings_join_fields_of_one_section(file: Path) -> None:

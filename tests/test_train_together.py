@@ -17,7 +17,9 @@ from sparq.training import read_log
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
     manifest, backbone = make_corpus(folder / "corpus"), make_backbone(folder / "backbone")
+    (folder / "lm.txt").write_text("open the red door\nlamp\n" * 20)
     changes = {"train.accumulate": 2, "train.dropout": 0.0, "train.dtype": "float32"}
+    changes |= {"train.extra_text": [str(folder / "lm.txt")], "train.extra_lines": 7}
     return write_recipe(folder / "recipe.yaml", manifest, backbone, frameworks=["vanilla", "softmax1"], **changes)
 
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: atomic writes, hashes and JSON."""
+"""Files that are either whole or absent: atomic writes, hashes and JSON; and a database that goes with its user."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import zlib
 from collections.abc import Iterator
@@ -156,6 +157,28 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise SparqError(f"{path} is not a JSON file: {error}") from error
+
+
+@contextlib.contextmanager
+def temporary_database() -> Iterator[sqlite3.Connection]:
+    """Yield a database that has no name and ends with the context, for what is too much for memory.
+
+    It leaves memory for the folder that SQLite uses for such files: the one of `SQLITE_TMPDIR`, else /var/tmp.
+
+    Raises:
+        SparqError: the disk is full.
+    """
+    database = sqlite3.connect("")
+    try:
+        yield database
+    except sqlite3.OperationalError as error:
+        if "full" not in str(error):
+            raise
+        raise SparqError(
+            "no space left on the disk for temporary files: free some, or set SQLITE_TMPDIR to a folder with more"
+        ) from error
+    finally:
+        database.close()
 
 
 def sha256_file(path: Path) -> str:

@@ -1,19 +1,17 @@
 """Rows of any number of sources on disk, so that a corpus of any size takes the memory of none.
 
-The rows lie in a temporary SQLite database, which has no name, goes with the process, and leaves memory for the folder
-that SQLite uses for such files: the one of `SQLITE_TMPDIR`, else /var/tmp. A row takes some 300 bytes there.
+The rows lie in a temporary SQLite database (`sparq.files.temporary_database`). A row takes some 300 bytes there.
 """
 
 import dataclasses
 import hashlib
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from sparq.audio.manifest import Fault, Row, Utterance
-from sparq.errors import SparqError
+from sparq.files import temporary_database
 
 _PAGE = 1000
 _COLUMNS = "id, path, speaker, split, start, seconds, corpus, text, reason"
@@ -33,7 +31,8 @@ class Spool:
     """
 
     def __init__(self) -> None:
-        self._db = sqlite3.connect("")
+        self._database = temporary_database()
+        self._db = self._database.__enter__()
         self._db.create_function("rank", 3, rank, deterministic=True)
         self._db.executescript(_TABLE)
 
@@ -43,11 +42,7 @@ class Spool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._db.close()
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            raise SparqError(
-                "no space left on the disk for temporary files: free some, or set SQLITE_TMPDIR to a folder with more"
-            ) from error
+        self._database.__exit__(kind, error, trace)
 
     def add(self, source: int, row: Row, id_: str) -> tuple[int, Path] | None:
         """Append a row under an id; if another one has that id, append nothing and return its source and path."""

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,9 @@ from sparq.data.batch import Batch, collate, pack
 from sparq.errors import SparqError
 from sparq.tokens import Example, JointVocabulary, make_example
 from sparq.types import TASKS, Task
+
+EpochExamples = Callable[[int], Sequence[Example]]
+"""Gives examples that an epoch has besides those of the utterances, the same whenever it is asked; epochs from 0."""
 
 
 @runtime_checkable
@@ -151,7 +154,7 @@ def group_by_length(
     batches: list[list[Example]] = []
     longest = 0
     for example in (examples[i] for i in order):
-        _check_fits(example, batch_tokens)
+        check_fits(example, batch_tokens)
         longest = max(longest, len(example))
         if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
             batches.append([])
@@ -175,7 +178,7 @@ def group_packed(
     groups: list[list[Example]] = []
     tokens = pairs = 0
     for example in (examples[i] for i in random.permutation(len(examples))):
-        _check_fits(example, batch_tokens)
+        check_fits(example, batch_tokens)
         tokens, pairs = tokens + len(example), pairs + len(example) ** 2
         if not groups or tokens > batch_tokens or pairs > batch_tokens * long_length:
             groups.append([])
@@ -184,11 +187,16 @@ def group_packed(
     return groups
 
 
-def _check_fits(example: Example, batch_tokens: int) -> None:
+def check_fits(example: Example, batch_tokens: int) -> None:
+    """Check that an example is not longer than a batch may be.
+
+    Raises:
+        SparqError: it is.
+    """
     if len(example) > batch_tokens:
         raise SparqError(
             f"a {example.task} sequence of {len(example)} tokens does not fit batch_tokens = {batch_tokens}:"
-            f" set it to {len(example)} or more, or shorten the audio"
+            f" set it to {len(example)} or more, or shorten the {'text' if example.task == 'textlm' else 'audio'}"
         )
 
 
@@ -204,6 +212,7 @@ def training_batches(
     unit_noise: float = 0.0,
     shares: Float[np.ndarray, "utterances"] | None = None,
     temperature: float | None = None,
+    extra: EpochExamples | None = None,
     skip: int = 0,
 ) -> Iterator[Batch]:
     """Yield batches without end, epoch after epoch, leaving out the first `skip` of the whole stream.
@@ -219,6 +228,7 @@ def training_batches(
         unit_noise: rate of `corrupt_units` in ASR prompts.
         shares: how often each utterance is shown in an epoch, see `draw_epoch`; once if None.
         temperature: of the mixture of tasks, see `epoch_examples`.
+        extra: more examples of each epoch.
         skip: batches to leave out.
     """
     assert utterances, "an empty training split has no batches"
@@ -226,7 +236,7 @@ def training_batches(
     for epoch in itertools.count():
         groups = epoch_groups(
             utterances, vocabulary, weights=weights, batch_tokens=batch_tokens, seed=seed, epoch=epoch,
-            long_length=long_length, unit_noise=unit_noise, shares=shares, temperature=temperature,
+            long_length=long_length, unit_noise=unit_noise, shares=shares, temperature=temperature, extra=extra,
         )  # fmt: skip
         for number, group in enumerate(groups[skip:], start=skip + 1):
             batch = collate(group, pad_id=pad_id) if long_length is None else pack(group)
@@ -246,6 +256,7 @@ def epoch_groups(
     unit_noise: float = 0.0,
     shares: Float[np.ndarray, "utterances"] | None = None,
     temperature: float | None = None,
+    extra: EpochExamples | None = None,
 ) -> list[list[Example]]:
     """Return the examples of one epoch, grouped into batches; the arguments are those of `training_batches`."""
     shown = utterances
@@ -254,6 +265,8 @@ def epoch_groups(
     examples = epoch_examples(
         shown, vocabulary, weights=weights, seed=seed, epoch=epoch, unit_noise=unit_noise, temperature=temperature
     )
+    if extra is not None:
+        examples += extra(epoch)
     random = np.random.default_rng([seed, epoch, 1])
     if long_length is None:
         return group_by_length(examples, batch_tokens=batch_tokens, random=random)

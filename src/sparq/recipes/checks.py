@@ -8,6 +8,9 @@ from sparq.errors import SparqError, near_matches
 NO_EFFECT = {"affects_result": False}
 """Metadata of a field that changes how a step runs but not what it makes: it makes no finished step stale."""
 
+ADDED_LATER = {"left_out_at_default": True}
+"""Metadata of a field whose default does what runs did before it was there: at its default it makes none stale."""
+
 
 def check(condition: bool, where: str, value: Any, right: str) -> None:
     """Raise a one-line error with the value and what would be right, unless the condition holds."""

@@ -14,7 +14,15 @@ from sparq.adaptation import Base, Initialization
 from sparq.attention import ATTENTION_NAMES, AttentionSpec
 from sparq.errors import SparqError, near_matches
 from sparq.quantization.scheme import METHODS
-from sparq.recipes.checks import NO_EFFECT, check, check_names, check_not_empty, check_positive, check_unique
+from sparq.recipes.checks import (
+    ADDED_LATER,
+    NO_EFFECT,
+    check,
+    check_names,
+    check_not_empty,
+    check_positive,
+    check_unique,
+)
 from sparq.training.trackers import Tracker
 from sparq.vocoder.recognizer import WHISPER
 
@@ -116,6 +124,9 @@ class TrainConfig:
         task_temperature: T of a mixture of tasks in proportion to weight * n^(1/T), n being the utterances that can be
             the task; none shows every utterance once an epoch, as a task drawn by weight.
         corpus_weights: how often an epoch shows each utterance of a corpus; a corpus not named is shown once.
+        extra_text: text files whose lines are examples of TextLM besides the transcripts, a sentence a line, plain or
+            `.gz`; paths as in a source's manifest.
+        extra_lines: lines of each of these that an epoch shows, other ones in the next until all were shown; 0 for all.
         unit_noise: share of the units in ASR prompts that are dropped or replaced at random; 0 for none.
         dtype: type of the forward pass; the optimizer works in float32.
         checkpoint_updates: updates between two resumable states.
@@ -155,6 +166,8 @@ class TrainConfig:
     task_weights: TaskWeights = field(default_factory=TaskWeights)
     task_temperature: float | None = None
     corpus_weights: dict[str, float] = field(default_factory=dict)
+    extra_text: tuple[Path, ...] = field(default=(), metadata=ADDED_LATER)
+    extra_lines: int = field(default=0, metadata=ADDED_LATER)
     unit_noise: float = 0.0
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     checkpoint_updates: int = field(default=50, metadata=NO_EFFECT)
@@ -195,6 +208,10 @@ class TrainConfig:
         )
         for corpus, weight in self.corpus_weights.items():
             check(weight >= 0, f"{where}.corpus_weights.{corpus}", weight, "at least 0")
+        check(self.extra_lines >= 0, f"{where}.extra_lines", self.extra_lines, "at least 0")
+        if not self.extra_text:
+            right = f"0, because {where}.extra_text names no file"
+            check(self.extra_lines == 0, f"{where}.extra_lines", self.extra_lines, right)
         # Otherwise the peak rate would never be reached, and nobody would see it.
         right = f"from 0 to {where}.updates, {self.updates}"
         check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)

@@ -54,6 +54,7 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "train", "model", "seed"),
         run=run_train,
         owns=("models/{framework}", "training/{framework}"),
+        files=lambda recipe: recipe.train.extra_text,
     ),
     FrameworkStep(
         name="quantize",

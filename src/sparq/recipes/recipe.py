@@ -10,7 +10,7 @@ from typing import Any
 
 from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_mapping
 from sparq.errors import SparqError
-from sparq.recipes.checks import NO_EFFECT, check, check_not_empty
+from sparq.recipes.checks import ADDED_LATER, NO_EFFECT, check, check_not_empty
 from sparq.recipes.model_sections import (
     ALL_SCHEMES,
     FRAMEWORKS,
@@ -142,9 +142,10 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         )
         for index, source in enumerate(recipe.prepare.sources)
     )
-    texts = tuple(
-        resolve(text, f"recipe.vocab.extra_text[{index}]") for index, text in enumerate(recipe.vocab.extra_text)
-    )
+    texts = {
+        section: tuple(resolve(text, f"recipe.{section}.extra_text[{index}]") for index, text in enumerate(files))
+        for section, files in (("vocab", recipe.vocab.extra_text), ("train", recipe.train.extra_text))
+    }
     prose = resolve_optional(recipe.evaluate.prose, "recipe.evaluate.prose")
     vocoder = resolve_optional(recipe.evaluate.vocoder, "recipe.evaluate.vocoder")
     recognizer = resolve_name(recipe.evaluate.recognizer, "recipe.evaluate.recognizer")
@@ -154,7 +155,8 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         recipe,
         prepare=dataclasses.replace(recipe.prepare, sources=sources),
         units=dataclasses.replace(recipe.units, features=features),
-        vocab=dataclasses.replace(recipe.vocab, extra_text=texts),
+        vocab=dataclasses.replace(recipe.vocab, extra_text=texts["vocab"]),
+        train=dataclasses.replace(recipe.train, extra_text=texts["train"]),
         model=dataclasses.replace(recipe.model, backbone=backbone),
         evaluate=dataclasses.replace(recipe.evaluate, prose=prose, vocoder=vocoder, recognizer=recognizer),
     )
@@ -164,7 +166,7 @@ def used_settings(recipe: Recipe, *names: str) -> dict[str, Any]:
     """Return the settings that a step reads, as nested mappings: what its stamp is made from.
 
     Fields that change how a step runs but not what it makes (`prepare.skip_bad`, `train.checkpoint_updates`)
-    are left out.
+    are left out, and those that are newer than runs may be (`train.extra_text`) where they have their default.
 
     Args:
         recipe: the recipe.
@@ -177,7 +179,11 @@ def used_settings(recipe: Recipe, *names: str) -> dict[str, Any]:
         if not dataclasses.is_dataclass(value) or isinstance(value, type):
             result[section] = list(value) if isinstance(value, tuple) else value
             continue
-        ignored = {f.name for f in dataclasses.fields(value) if f.metadata == NO_EFFECT}
+        ignored = {
+            f.name
+            for f in dataclasses.fields(value)
+            if f.metadata == NO_EFFECT or (f.metadata == ADDED_LATER and getattr(value, f.name) == f.default)
+        }
         mapping = {key: item for key, item in to_mapping(value).items() if key not in ignored}
         if inner:
             result.setdefault(section, {})[inner] = mapping[inner]

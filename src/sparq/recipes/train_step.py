@@ -21,7 +21,7 @@ from sparq.adaptation import (
 )
 from sparq.attention import AttentionSpec
 from sparq.data import Batch, collate, training_batches
-from sparq.data.batching import epoch_examples, group_by_length
+from sparq.data.batching import EpochExamples, epoch_examples, group_by_length
 from sparq.errors import SparqError
 from sparq.files import fingerprint
 from sparq.models import build_speechlm
@@ -31,6 +31,7 @@ from sparq.pretrained import resolve_model
 from sparq.recipes.recipe import Recipe, used_settings
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_steps import set_threads
+from sparq.recipes.text_alone import text_alone
 from sparq.recipes.train_together import announce
 from sparq.tokens import JointVocabulary
 from sparq.tokens.special import PAD
@@ -93,7 +94,7 @@ Stream = Callable[[int], Iterator[Batch]]
 """Gives the micro-batches of a training from a given number on."""
 
 
-def stream_options(recipe: Recipe, utterances: list[Spoken]) -> dict[str, Any]:
+def stream_options(recipe: Recipe, utterances: list[Spoken], texts: EpochExamples | None = None) -> dict[str, Any]:
     """Return what `training_batches` and `epoch_groups` are told about the batches of a training split.
 
     Raises:
@@ -116,16 +117,19 @@ def stream_options(recipe: Recipe, utterances: list[Spoken]) -> dict[str, Any]:
         "unit_noise": train.unit_noise,
         "shares": shares,
         "temperature": train.task_temperature,
+        "extra": texts,
     }
 
 
-def training_stream(recipe: Recipe, vocabulary: JointVocabulary, utterances: list[Spoken]) -> Stream:
-    """Return the stream of a training split.
+def training_stream(
+    recipe: Recipe, vocabulary: JointVocabulary, utterances: list[Spoken], texts: EpochExamples | None = None
+) -> Stream:
+    """Return the stream of a training split and of text alone.
 
     Raises:
         SparqError: nothing is left to train on.
     """
-    options, pad = stream_options(recipe, utterances), vocabulary.token_id(PAD)
+    options, pad = stream_options(recipe, utterances, texts), vocabulary.token_id(PAD)
 
     def batches(skip: int) -> Iterator[Batch]:
         return training_batches(utterances, vocabulary, pad_id=pad, skip=skip, **options)
@@ -166,7 +170,7 @@ def lora_settings(recipe: Recipe) -> LoraSettings | None:
 
 def start_training(
     recipe: Recipe, framework: str, *, vocabulary: JointVocabulary, utterances: list[Spoken],
-    validation: list[Spoken], folder: Path, updates: int | None = None,
+    validation: list[Spoken], folder: Path, texts: EpochExamples | None = None, updates: int | None = None,
 ) -> tuple[TrainingRun, SpeechLMDescription]:  # fmt: skip
     """Load the backbone with this framework's attention and set up its training, or go on with it.
 
@@ -177,10 +181,11 @@ def start_training(
         utterances: the training split.
         validation: the validation split; may be empty.
         folder: where the training's state lives.
+        texts: examples of text alone.
         updates: stop after so many, with the schedule as for the recipe's.
     """
     train = recipe.train
-    batches = training_stream(recipe, vocabulary, utterances)
+    batches = training_stream(recipe, vocabulary, utterances, texts)
     model, loaded, embedding = build_model(recipe, framework, vocabulary, batches)
     settings = dataclasses.replace(training_settings(recipe, framework), stop_after=updates)
     run = TrainingRun(
@@ -262,19 +267,22 @@ def train_framework(
     set_threads(recipe)
     vocabulary = load_vocabulary(run)
     utterances = load_split(run, "train", vocabulary)
-    training, description = start_training(
-        recipe,
-        framework,
-        vocabulary=vocabulary,
-        utterances=utterances,
-        validation=load_split(run, "valid", vocabulary),
-        folder=training_folder(run, framework),
-    )
-    training.train(f"train {framework}")
-    if not training.is_sharded:
-        return training.model, training, description
-    weights = training.optimizer.whole_weights(training.names)
-    model, *_ = build_model(recipe, framework, vocabulary, training_stream(recipe, vocabulary, utterances))
+    with text_alone(recipe, run, vocabulary) as texts:
+        training, description = start_training(
+            recipe,
+            framework,
+            vocabulary=vocabulary,
+            utterances=utterances,
+            validation=load_split(run, "valid", vocabulary),
+            folder=training_folder(run, framework),
+            texts=texts,
+        )
+        training.train(f"train {framework}")
+        if not training.is_sharded:
+            return training.model, training, description
+        weights = training.optimizer.whole_weights(training.names)
+        stream = training_stream(recipe, vocabulary, utterances, texts)
+        model, *_ = build_model(recipe, framework, vocabulary, stream)
     with torch.no_grad():
         for name, parameter in trainable_parameters(model).items():
             parameter.copy_(weights[name])

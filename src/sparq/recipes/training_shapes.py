@@ -11,6 +11,7 @@ from sparq.recipes.jobs import plan
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
+from sparq.recipes.text_alone import text_alone
 from sparq.recipes.train_step import load_split, load_vocabulary, stream_options, validation_batches
 from sparq.tokens import Example
 from sparq.tokens.special import PAD
@@ -19,7 +20,7 @@ ASSUMED_LENGTH = 128
 """Tokens of a sequence where no vocabulary says: LibriSpeech's four tasks with 5,000 pieces have 108 on average."""
 
 _SAMPLE = 4000
-"""Utterances at most that stand for a training split."""
+"""Utterances at most that stand for a training split; of text alone, as large a part stands for an epoch's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +59,12 @@ def training_shapes(recipe: Recipe, run: RunFolder | None) -> Shapes:
         return _assumed(recipe, why)
     vocabulary = load_vocabulary(run)
     utterances = load_split(run, "train", vocabulary)
-    options = stream_options(recipe, utterances)
-    chosen = np.random.default_rng(recipe.seed).permutation(len(utterances))[:_SAMPLE]
+    random = np.random.default_rng(recipe.seed)
+    chosen = random.permutation(len(utterances))[:_SAMPLE]
+    with text_alone(recipe, run, vocabulary) as texts:
+        lines = [] if texts is None else texts(0)
+    some = random.permutation(len(lines))[: round(len(lines) * len(chosen) / len(utterances))]
+    options = stream_options(recipe, utterances, lambda _: [lines[i] for i in some])
     options["shares"] = options["shares"][chosen]
     groups = epoch_groups([utterances[i] for i in chosen], vocabulary, epoch=0, **options)
     pad = vocabulary.token_id(PAD)
@@ -72,7 +77,8 @@ def training_shapes(recipe: Recipe, run: RunFolder | None) -> Shapes:
         pieces=len(vocabulary),
         epoch_tokens=sum(batch.num_tokens for batch in batches) * len(utterances) / len(chosen),
         validation_tokens=sum(batch.num_tokens for own in validation.values() for batch in own),
-        source=f"lengths are those of {len(chosen):,} of {len(utterances):,} utterances",
+        source=f"lengths are those of {len(chosen):,} of {len(utterances):,} utterances"
+        + (f" and {len(some):,} of {len(lines):,} lines of text" if lines else ""),
     )
 
 
