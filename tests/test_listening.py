@@ -21,7 +21,7 @@ from sparq.recipes.vocoder import load_vocoder_recipe, train_vocoder
 from sparq.report import read_results
 from sparq.units import KMeans
 from sparq.vocoder.config import FRAME_HOP
-from sparq.vocoder.speaker import SpeakerEncoder
+from sparq.vocoder.ge2e import Ge2eEncoder
 
 
 class Deaf:
@@ -60,10 +60,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["run", str(folder / "recipe.yaml"), *before, "--out", str(folder / "run")]) == 0
     settings = ["light.width=12", "light.num_blocks=1", "train.updates=1", "train.batch=2", "train.frames=8"]
     settings += ["validate_utterances=0", "train.adversarial_from=9", "default_voice=s1"]
-    encoder = SpeakerEncoder().eval().requires_grad_(False)
+    encoder = Ge2eEncoder().eval().requires_grad_(False)
     encoder.fingerprint = "random"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda: encoder)
+        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda reference: encoder)
         train_vocoder(load_vocoder_recipe(None, settings), run=RunFolder(folder / "run"), out=folder)
     return folder
 

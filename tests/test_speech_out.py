@@ -26,8 +26,9 @@ from sparq.tokens import JointVocabulary, prompt_ids
 from sparq.units import KMeans
 from sparq.vocoder.config import FRAME_HOP
 from sparq.vocoder.discriminators import num_parameters
+from sparq.vocoder.ge2e import Ge2eEncoder
 from sparq.vocoder.recognizer import Recognizer
-from sparq.vocoder.speaker import SpeakerEncoder, load_speaker_encoder
+from sparq.vocoder.speaker import load_speaker_encoder
 from sparq.vocoder.storage import load_vocoder
 from sparq.vocoder.validation import listen
 
@@ -51,22 +52,22 @@ def test_a_written_file_reads_back(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SpeakerEncoder:
+def encoder() -> Ge2eEncoder:
     torch.manual_seed(0)
-    encoder = SpeakerEncoder().eval().requires_grad_(False)
+    encoder = Ge2eEncoder().eval().requires_grad_(False)
     encoder.fingerprint = "random"
     return encoder
 
 
 @pytest.fixture(autouse=True)
-def _random_encoder(request: pytest.FixtureRequest, encoder: SpeakerEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+def _random_encoder(request: pytest.FixtureRequest, encoder: Ge2eEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
     if "pretrained" not in request.keywords:
         for module in (speech_out, vocoder_recipe):
-            monkeypatch.setattr(module, "load_speaker_encoder", lambda: encoder)
+            monkeypatch.setattr(module, "load_speaker_encoder", lambda reference: encoder)
 
 
 @pytest.fixture(scope="module")
-def world(encoder: SpeakerEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def world(encoder: Ge2eEncoder, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `run/` and `vocoder/`, both hardly trained."""
     folder = tmp_path_factory.mktemp("world")
     manifest = small_world.make_corpus(folder / "corpus")
@@ -78,7 +79,7 @@ def world(encoder: SpeakerEncoder, tmp_path_factory: pytest.TempPathFactory) -> 
     settings = ["light.width=12", "light.num_blocks=1", "train.updates=1", "train.batch=2", "train.frames=8"]
     settings += ["validate_utterances=0", "train.adversarial_from=9", "default_voice=s1"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda: encoder)
+        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda reference: encoder)
         train_vocoder(load_vocoder_recipe(None, settings), run=RunFolder(folder / "run"), out=folder)
     return folder
 
@@ -151,11 +152,11 @@ def test_a_given_voice_is_spoken_with(world: Path, tmp_path: Path, monkeypatch: 
     assert main([*command, "--out", str(tmp_path / "own.wav")]) == 0
     embedded: list[int] = []
 
-    def embed(self: SpeakerEncoder, waveforms: list[np.ndarray]) -> np.ndarray:
+    def embed(self: Ge2eEncoder, waveforms: list[np.ndarray]) -> np.ndarray:
         embedded.extend(len(waveform) for waveform in waveforms)
         return np.full((1, 256), -1.0, np.float32)
 
-    monkeypatch.setattr(SpeakerEncoder, "embed", embed)
+    monkeypatch.setattr(Ge2eEncoder, "embed", embed)
     voice = world / "corpus" / "2.wav"
     assert main([*command, "--out", str(tmp_path / "other.wav"), "--voice", str(voice)]) == 0
     assert embedded == [len(read_waveform(voice))]
@@ -219,9 +220,9 @@ def test_mistakes_are_one_line(
 
 
 def test_a_changed_speaker_encoder_is_refused(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    other = SpeakerEncoder().eval()
+    other = Ge2eEncoder().eval()
     other.fingerprint = "other"
-    monkeypatch.setattr(speech_out, "load_speaker_encoder", lambda: other)
+    monkeypatch.setattr(speech_out, "load_speaker_encoder", lambda reference: other)
     with pytest.raises(SparqError, match="was trained with speaker encoder random, but other is at hand"):
         speech_out.speaker_vector(load_vocoder(world / "vocoder"), world / "corpus" / "1.wav")
 
@@ -240,7 +241,7 @@ def test_the_shipped_vocoder_is_of_the_shipped_adapters() -> None:
 
 @pytest.mark.pretrained
 def test_the_speaker_encoder_tells_people_apart(voice_encoder_folder: Path, human_data: Path) -> None:
-    encoder = load_speaker_encoder(voice_encoder_folder.parent)
+    encoder = load_speaker_encoder(cache=voice_encoder_folder.parent)
     rows = [line.split("\t") for line in (human_data / "an4" / "transcripts.tsv").read_text().splitlines()[1:]]
     clips: dict[str, list[Path]] = {}
     for row in rows:

@@ -13,6 +13,7 @@ from torch import Tensor
 import small_world
 from sparq.audio import read_manifest
 from sparq.cli.main import main
+from sparq.configuration import to_mapping
 from sparq.errors import SparqError
 from sparq.files import read_json, write_json
 from sparq.recipes import vocoder as vocoder_recipe
@@ -24,8 +25,8 @@ from sparq.vocoder.analysis import Recording, analyze, fit_to_frames
 from sparq.vocoder.config import FRAME_HOP, GeneratorConfig, HifiGanConfig, LightConfig
 from sparq.vocoder.crops import Crops
 from sparq.vocoder.discriminators import SpectrogramDiscriminators
+from sparq.vocoder.ge2e import Ge2eEncoder
 from sparq.vocoder.settings import TrainSettings
-from sparq.vocoder.speaker import SpeakerEncoder
 from sparq.vocoder.storage import Vocoder, load_vocoder
 from sparq.vocoder.training import Trainer
 from sparq.vocoder.validation import Validation
@@ -50,21 +51,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 
 
 @pytest.fixture(scope="module")
-def encoder() -> SpeakerEncoder:
+def encoder() -> Ge2eEncoder:
     """Of random weights: the real ones are another test's."""
     torch.manual_seed(0)
-    encoder = SpeakerEncoder().eval().requires_grad_(False)
+    encoder = Ge2eEncoder().eval().requires_grad_(False)
     encoder.fingerprint = "random"
     return encoder
 
 
 @pytest.fixture(autouse=True)
-def _random_encoder(encoder: SpeakerEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocoder_recipe, "load_speaker_encoder", lambda: encoder)
+def _random_encoder(encoder: Ge2eEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocoder_recipe, "load_speaker_encoder", lambda reference: encoder)
 
 
 @pytest.fixture(scope="module")
-def recordings(run: RunFolder, encoder: SpeakerEncoder, tmp_path_factory: pytest.TempPathFactory) -> list[Recording]:
+def recordings(run: RunFolder, encoder: Ge2eEncoder, tmp_path_factory: pytest.TempPathFactory) -> list[Recording]:
     cache = tmp_path_factory.mktemp("analysis") / "train.safetensors"
     rows = list(read_units(run.units, "train"))
     first = analyze(read_manifest(run.manifest), rows, encoder, cache, label="analyze")
@@ -208,9 +209,9 @@ RECIPE = VocoderRecipe(light=LIGHT, train=dataclasses.replace(SETTINGS, updates=
 
 
 @pytest.fixture(scope="module")
-def trained(run: RunFolder, encoder: SpeakerEncoder, tmp_path_factory: pytest.TempPathFactory) -> Vocoder:
+def trained(run: RunFolder, encoder: Ge2eEncoder, tmp_path_factory: pytest.TempPathFactory) -> Vocoder:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda: encoder)
+        patch.setattr(vocoder_recipe, "load_speaker_encoder", lambda reference: encoder)
         return train_vocoder(RECIPE, run=run, out=tmp_path_factory.mktemp("vocoder"))
 
 
@@ -229,6 +230,15 @@ def test_a_vocoder_says_what_it_is(trained: Vocoder, run: RunFolder, recordings:
         trained.voice("bob")
     log = (trained.folder.parent / "train.jsonl").read_text().splitlines()
     assert json.loads(log[1])["valid_mel"] > 0
+
+
+def test_a_training_from_before_there_was_a_choice_of_encoders_goes_on(
+    trained: Vocoder, recordings: list[Recording]
+) -> None:
+    identity = [to_mapping(LIGHT), 0, trained.description.units_fingerprint, {}]
+    networks = build_networks(LIGHT, num_units=trained.description.num_units, seed=RECIPE.train.seed)
+    trainer = Trainer(networks, recordings, RECIPE.train, folder=trained.folder.parent, identity=identity)
+    assert trainer.progress.updates == 2
 
 
 def test_stored_weights_are_the_averaged_ones_in_float16(trained: Vocoder) -> None:

@@ -37,6 +37,7 @@ __all__ = [
     "UnitsConfig",
     "VocabConfig",
     "load_recipe",
+    "resolve_name",
     "resolve_paths",
     "used_settings",
 ]
@@ -118,18 +119,11 @@ def load_recipe(path: Path, overrides: Iterable[str] = (), environ: Mapping[str,
 def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> Recipe:
     """Return the recipe with environment variables put in and relative paths taken from `folder`.
 
-    `units.features`, `model.backbone` and `evaluate.recognizer` may be hub names, so they count as paths only if they
-    start with `.`, `~` or `/` once variables are put in.
+    `units.features`, `model.backbone` and `evaluate.recognizer` may be hub names; see `resolve_name`.
     """
 
     def resolve(value: Path | str, where: str) -> Path:
-        text = _expand(str(value), where, environ)
-        # normpath, not resolve(): a symbolic link to a corpus keeps its name in messages and manifests.
-        return Path(os.path.normpath(folder / Path(text).expanduser()))
-
-    def resolve_name(value: str, where: str) -> str:
-        text = _expand(value, where, environ)
-        return str(resolve(text, where)) if text.startswith((".", "~", "/")) else text
+        return _absolute(_expand(str(value), where, environ), folder)
 
     def resolve_optional(value: Path | None, where: str) -> Path | None:
         return None if value is None else resolve(value, where)
@@ -148,9 +142,9 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
     }
     prose = resolve_optional(recipe.evaluate.prose, "recipe.evaluate.prose")
     vocoder = resolve_optional(recipe.evaluate.vocoder, "recipe.evaluate.vocoder")
-    recognizer = resolve_name(recipe.evaluate.recognizer, "recipe.evaluate.recognizer")
-    features = resolve_name(recipe.units.features, "recipe.units.features")
-    backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone")
+    recognizer = resolve_name(recipe.evaluate.recognizer, "recipe.evaluate.recognizer", folder, environ)
+    features = resolve_name(recipe.units.features, "recipe.units.features", folder, environ)
+    backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone", folder, environ)
     return dataclasses.replace(
         recipe,
         prepare=dataclasses.replace(recipe.prepare, sources=sources),
@@ -160,6 +154,21 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
         model=dataclasses.replace(recipe.model, backbone=backbone),
         evaluate=dataclasses.replace(recipe.evaluate, prose=prose, vocoder=vocoder, recognizer=recognizer),
     )
+
+
+def resolve_name(value: str, where: str, folder: Path, environ: Mapping[str, str]) -> str:
+    """Return a reference to a model with environment variables put in and, if it is a path then, absolute.
+
+    It may be a hub name, so it counts as a path only if it starts with `.`, `~` or `/`.
+
+    Args:
+        value: the reference.
+        where: its place in the recipe, for messages.
+        folder: where relative paths start.
+        environ: environment variables for `${NAME}`.
+    """
+    text = _expand(value, where, environ)
+    return str(_absolute(text, folder)) if text.startswith((".", "~", "/")) else text
 
 
 def used_settings(recipe: Recipe, *names: str) -> dict[str, Any]:
@@ -190,6 +199,11 @@ def used_settings(recipe: Recipe, *names: str) -> dict[str, Any]:
         else:
             result[section] = mapping
     return result
+
+
+def _absolute(text: str, folder: Path) -> Path:
+    # normpath, not resolve(): a symbolic link to a corpus keeps its name in messages and manifests.
+    return Path(os.path.normpath(folder / Path(text).expanduser()))
 
 
 def _expand(text: str, where: str, environ: Mapping[str, str]) -> str:

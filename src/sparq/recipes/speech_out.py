@@ -21,8 +21,8 @@ from sparq.recipes.speech_steps import feature_spec
 from sparq.tokens import JointVocabulary, prompt_ids
 from sparq.types import SAMPLE_RATE, Seconds
 from sparq.units import encode_waveforms, load_extractor
-from sparq.vocoder.speaker import load_speaker_encoder
-from sparq.vocoder.storage import Vocoder, load_vocoder
+from sparq.vocoder.speaker import SpeakerEncoder, load_speaker_encoder
+from sparq.vocoder.storage import DESCRIPTION, Vocoder, load_vocoder
 from sparq.vocoder.streaming import DurationStream, FrameStream, stream_speech
 
 SpeakingType = Literal["bfloat16", "float32"]
@@ -139,10 +139,12 @@ def resynthesize_files(
         feature_spec(description.units.features, description.units.layer, description.units.dtype)
     )
     encoded = encode_waveforms(waveforms, extractor, loaded.kmeans, dedup=False)
-    chosen = None if voice is None else speaker_vector(loaded, voice)
-    encoder = load_speaker_encoder()
-    for waveform, (units, _), target in zip(waveforms, encoded, targets, strict=True):
-        speaker = encoder.embed([waveform])[0] if chosen is None else chosen
+    if voice is None:
+        encoder = speaker_encoder_of(loaded)
+        speakers = [encoder.embed([waveform])[0] for waveform in waveforms]
+    else:
+        speakers = [speaker_vector(loaded, voice)] * len(waveforms)
+    for (units, _), speaker, target in zip(encoded, speakers, targets, strict=True):
         yield _write(target, speech(loaded, [units.tolist()], speaker, dedup=False))
 
 
@@ -177,18 +179,32 @@ def speaker_vector(vocoder: Vocoder, recording: Path | None) -> Float32[np.ndarr
     """Return the vector of a recording's voice, or the vocoder's default one.
 
     Raises:
-        SparqError: the recording is not fit, or the vocoder was trained with another speaker encoder.
+        SparqError: the recording is not fit, or as `speaker_encoder_of`.
     """
     if recording is None:
         return vocoder.voice()
-    encoder = load_speaker_encoder()
-    if encoder.fingerprint != vocoder.description.speaker_encoder:
-        raise SparqError(
-            f"vocoder {vocoder.folder} was trained with speaker encoder {vocoder.description.speaker_encoder}, but"
-            f" {encoder.fingerprint} is at hand: take one of its own voices"
-        )
+    encoder = speaker_encoder_of(vocoder)
     vector: np.ndarray = encoder.embed([read_waveform(recording, max_seconds=MAX_SECONDS)])[0]
     return vector
+
+
+def speaker_encoder_of(vocoder: Vocoder) -> SpeakerEncoder:
+    """Load the speaker encoder that a vocoder was trained with.
+
+    Raises:
+        SparqError: it is not where `vocoder.json` says, or another one is there now.
+    """
+    description, reference = vocoder.description, vocoder.description.speaker_encoder_reference
+    try:
+        encoder = load_speaker_encoder(reference)
+    except SparqError as error:
+        raise SparqError(f"{error}; {vocoder.folder / DESCRIPTION} names it") from error
+    if encoder.fingerprint != description.speaker_encoder:
+        raise SparqError(
+            f"vocoder {vocoder.folder} was trained with speaker encoder {description.speaker_encoder}, but"
+            f" {encoder.fingerprint} is at hand as {reference}: take one of its own voices"
+        )
+    return encoder
 
 
 def is_deduplicated(speechlm: SpeechLM) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from sparq.audio.manifest import read_manifest
 from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_mapping
 from sparq.errors import SparqError
 from sparq.recipes.checks import NO_EFFECT, check, check_positive
+from sparq.recipes.recipe import resolve_name
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_sections import UnitsConfig
 from sparq.units import KMeans, read_summary, read_units
@@ -23,7 +25,7 @@ from sparq.vocoder.analysis import Recording, analyze
 from sparq.vocoder.config import GeneratorConfig, HifiGanConfig, LightConfig
 from sparq.vocoder.recognizer import Recognizer
 from sparq.vocoder.settings import TrainSettings
-from sparq.vocoder.speaker import SpeakerEncoder, load_speaker_encoder
+from sparq.vocoder.speaker import VOICE_ENCODER, SpeakerEncoder, load_speaker_encoder
 from sparq.vocoder.storage import (
     UnitSource,
     Vocoder,
@@ -47,6 +49,8 @@ class VocoderRecipe:
         kind: which generator.
         light: shape of the light one.
         hifigan: shape of the unit HiFi-GAN.
+        speaker_encoder: what makes the speaker vectors: `pretrained:voice-encoder`, or a folder or hub name; the
+            generator's `speaker_dim` must be the length of its vectors.
         train: the training.
         threads: CPU threads; 0 for all cores.
         max_utterances: recordings of the training split that are used, from the first; 0 for all.
@@ -59,6 +63,7 @@ class VocoderRecipe:
     kind: Literal["light", "hifigan"] = "light"
     light: LightConfig = field(default_factory=LightConfig)
     hifigan: HifiGanConfig = field(default_factory=HifiGanConfig)
+    speaker_encoder: str = VOICE_ENCODER
     train: TrainSettings = field(default_factory=TrainSettings)
     threads: int = field(default=0, metadata=NO_EFFECT)
     max_utterances: int = 0
@@ -89,11 +94,16 @@ class VocoderRecipe:
 def load_vocoder_recipe(path: Path | None, overrides: Sequence[str] = ()) -> VocoderRecipe:
     """Read and check a vocoder's recipe; without a file every key has its default.
 
+    `speaker_encoder` counts as a path if it starts with `.`, `~` or `/`, and then starts at the recipe's folder.
+
     Raises:
         SparqError: anything about it is wrong.
     """
     mapping = apply_overrides({} if path is None else load_yaml(path), overrides)
     recipe = from_mapping(VocoderRecipe, mapping)
+    folder = Path.cwd() if path is None else path.resolve().parent
+    encoder = resolve_name(recipe.speaker_encoder, "recipe.speaker_encoder", folder, os.environ)
+    recipe = dataclasses.replace(recipe, speaker_encoder=encoder)
     recipe.validate()
     return recipe
 
@@ -119,14 +129,20 @@ def train_vocoder(
     if recipe.threads:
         torch.set_num_threads(recipe.threads)
     kmeans = KMeans.load(run.kmeans)
-    encoder = load_speaker_encoder()
+    encoder = load_speaker_encoder(recipe.speaker_encoder)
+    check(
+        recipe.generator.speaker_dim == encoder.dim,
+        f"{recipe.kind}.speaker_dim",
+        recipe.generator.speaker_dim,
+        f"{encoder.dim}, the length of the vectors of {recipe.speaker_encoder}",
+    )
     # Of several processes the first one analyzes, and the others read what it wrote.
     with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         splits = {name: _recordings(run, name, recipe, kmeans, encoder, out) for name in ("train", "valid")}
     if not splits["train"]:
         raise SparqError(f"{run.units} has no training utterances: hold out less, or give more recordings")
     networks = build_networks(recipe.generator, num_units=kmeans.k, seed=recipe.train.seed)
-    started = _start_from(networks, start, recipe, kmeans)
+    started = _start_from(networks, start, recipe, kmeans, encoder)
     voices = speaker_means(splits["train"])
     default = recipe.default_voice or next(iter(voices))
     if default not in voices:
@@ -140,6 +156,7 @@ def train_vocoder(
             units_fingerprint=kmeans.fingerprint,
             units=_unit_source(run),
             speaker_encoder=encoder.fingerprint,
+            speaker_encoder_reference=recipe.speaker_encoder,
             voices=tuple(voices),
             default_voice=default,
             training={
@@ -154,12 +171,14 @@ def train_vocoder(
         stacked = np.stack(list(voices.values()))
         save_vocoder(out / "vocoder", averaged, stacked, description, kmeans_file=run.kmeans)
 
+    # Without the built-in encoder, so that trainings from before there were others go on.
+    vectors = [] if recipe.speaker_encoder == VOICE_ENCODER else [encoder.fingerprint]
     trainer = Trainer(
         networks,
         splits["train"],
         recipe.train,
         folder=out,
-        identity=[to_mapping(recipe.generator), recipe.max_utterances, kmeans.fingerprint, started],
+        identity=[to_mapping(recipe.generator), recipe.max_utterances, kmeans.fingerprint, started, *vectors],
         validate=_validation(splits["valid"], recipe),
         on_checkpoint=save,
     )
@@ -199,13 +218,20 @@ def _recordings(
     )
 
 
-def _start_from(networks: VocoderNetworks, start: Path | None, recipe: VocoderRecipe, kmeans: KMeans) -> dict[str, Any]:
+def _start_from(
+    networks: VocoderNetworks, start: Path | None, recipe: VocoderRecipe, kmeans: KMeans, encoder: SpeakerEncoder
+) -> dict[str, Any]:
     """Copy the weights of a vocoder; return what that says of the new one."""
     if start is None:
         return {}
     vocoder = load_vocoder(start, units_fingerprint=kmeans.fingerprint)
     if vocoder.description.config != recipe.generator:
         raise SparqError(f"vocoder {start} has another shape than the recipe: start from one of the same settings")
+    if vocoder.description.speaker_encoder != encoder.fingerprint:
+        raise SparqError(
+            f"vocoder {start} knows vectors of speaker encoder {vocoder.description.speaker_encoder}, but"
+            f" {recipe.speaker_encoder} is {encoder.fingerprint}: start from one of the same encoder"
+        )
     networks.load_state_dict(vocoder.networks.state_dict())
     return {"start": vocoder.description.training}
 

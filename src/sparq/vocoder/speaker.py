@@ -1,97 +1,80 @@
-"""Who speaks, as a vector: an LSTM over mel bands, trained to tell speakers apart (Wan et al. 2018, GE2E).
-
-The weights are those of Resemblyzer (`pretrained:voice-encoder`): three layers of 256 cells over 40 mel bands, whose
-last state is projected, rectified and set to length 1. A clip's vector is the mean over windows of 1.6 s, again of
-length 1.
-"""
+"""Who speaks, as a vector: the choice of an encoder, and what all of them have in common."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float, Float32
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from transformers.audio_utils import mel_filter_bank
+from huggingface_hub import snapshot_download
+from jaxtyping import Float32
 
-from sparq.files import sha256_file
-from sparq.pretrained import pretrained_folder
-from sparq.types import SAMPLE_RATE
+from sparq.errors import SparqError
+from sparq.pretrained.quiet import quiet_transformers
+from sparq.vocoder.ge2e import load_ge2e
+from sparq.vocoder.speechbrain_tdnn import WEIGHTS, load_tdnn
+from sparq.vocoder.transformers_xvector import load_xvector
 
-SPEAKER_DIM = 256
+VOICE_ENCODER = "pretrained:voice-encoder"
+"""The reference of the built-in encoder."""
 
-_MELS = 40
-_FFT, _HOP = 400, 160
-_WINDOW = 160  # mel frames, 1.6 s
-_STEP = 77  # mel frames between windows: 1.3 a second
-_COVERED = 0.75  # share of the last window that must be speech, unless it is the only one
-_LEVEL = 10 ** (-30 / 20)
-_WINDOWS_PER_BATCH = 64
+_FROM_HUB = (*WEIGHTS, "config.json", "preprocessor_config.json", "model*.safetensors*")
 
 
-class SpeakerEncoder(nn.Module):
-    """Waveforms to speaker vectors."""
+@runtime_checkable
+class SpeakerEncoder(Protocol):
+    """Turns clips into vectors that are near to each other if one person speaks.
 
-    filters: Tensor
+    Attributes:
+        dim: numbers of a vector.
+        fingerprint: of its kind and its weights, never of a path. Vectors of unlike fingerprints cannot be compared.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(_MELS, SPEAKER_DIM, num_layers=3, batch_first=True)
-        self.linear = nn.Linear(SPEAKER_DIM, SPEAKER_DIM)
-        filters = mel_filter_bank(
-            num_frequency_bins=_FFT // 2 + 1,
-            num_mel_filters=_MELS,
-            min_frequency=0.0,
-            max_frequency=SAMPLE_RATE / 2,
-            sampling_rate=SAMPLE_RATE,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.register_buffer("filters", torch.from_numpy(filters).float(), persistent=False)
-        self.fingerprint = ""
+    dim: int
+    fingerprint: str
 
-    def forward(self, mels: Float[Tensor, "windows frames 40"]) -> Float[Tensor, "windows 256"]:
-        """Return a vector of length 1 for each window of mel bands (powers, not logarithms)."""
-        _, (hidden, _) = self.lstm(mels)
-        return nn.functional.normalize(self.linear(hidden[-1]).relu(), dim=1)
+    def embed(self, waveforms: Sequence[Float32[np.ndarray, "_samples"]]) -> Float32[np.ndarray, "clips speaker_dim"]:
+        """Return the vector of each clip of 16 kHz mono samples, of length 1.
 
-    @torch.inference_mode()
-    def embed(self, waveforms: Sequence[Float32[np.ndarray, "_samples"]]) -> Float32[np.ndarray, "clips 256"]:
-        """Return the vector of each clip.
-
-        Quiet clips are raised to -30 dB of full scale first. Unlike in Resemblyzer, pauses are not cut out.
+        Up to rounding, a clip's vector does not depend on the clips beside it.
         """
-        windows = [self._windows(torch.from_numpy(waveform)) for waveform in waveforms]
-        stacked = torch.cat(windows)
-        vectors = torch.cat([self(part) for part in torch.split(stacked, _WINDOWS_PER_BATCH)])
-        means = [part.mean(dim=0) for part in torch.split(vectors, [len(w) for w in windows])]
-        return nn.functional.normalize(torch.stack(means), dim=1).numpy()
-
-    def _windows(self, samples: Float[Tensor, "samples"]) -> Float[Tensor, "windows frames 40"]:
-        level = samples.square().mean().sqrt().clamp(min=1e-6)
-        samples = samples * (_LEVEL / level).clamp(min=1)
-        num_frames = len(samples) // _HOP + 1
-        count = max(1, 1 + -(-(num_frames - _WINDOW) // _STEP))
-        # The last window may hang over the end; it counts if three quarters of it are speech.
-        if count > 1 and num_frames - (count - 1) * _STEP < _COVERED * _WINDOW:
-            count -= 1
-        needed = ((count - 1) * _STEP + _WINDOW) * _HOP
-        samples = nn.functional.pad(samples, (0, max(0, needed - len(samples))))
-        window = torch.hann_window(_FFT)
-        spectrum = torch.stft(samples, _FFT, _HOP, window=window, center=True, pad_mode="constant", return_complex=True)
-        mels = (spectrum.abs().square().T @ self.filters)[: (count - 1) * _STEP + _WINDOW]
-        return mels.unfold(0, _WINDOW, _STEP).transpose(1, 2)  # windows frames mels
+        ...
 
 
-def load_speaker_encoder(cache: Path | None = None) -> SpeakerEncoder:
-    """Load `pretrained:voice-encoder`; the first use downloads its wheel.
+def load_speaker_encoder(reference: str = VOICE_ENCODER, *, cache: Path | None = None) -> SpeakerEncoder:
+    """Load a speaker encoder.
+
+    Args:
+        reference: `pretrained:voice-encoder`; or a folder or hub name of an x-vector or ECAPA-TDNN model of SpeechBrain
+            (it holds `embedding_model.ckpt`), or of an x-vector model of transformers (it holds `config.json`).
+        cache: folder of the built-in one; None takes the usual cache, and the first use downloads its wheel.
 
     Raises:
-        SparqError: the download fails or the cached files are damaged.
+        SparqError: there is no such encoder, its tensors do not fit, or it needs SpeechBrain, which is not installed.
     """
-    file = pretrained_folder("voice-encoder", cache) / "model.safetensors"
-    encoder = SpeakerEncoder()
-    encoder.load_state_dict(load_file(file))
-    encoder.fingerprint = sha256_file(file)[:16]
-    return encoder.eval().requires_grad_(False)
+    if reference == VOICE_ENCODER:
+        return load_ge2e(cache)
+    folder = _folder(reference)
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return load_tdnn(folder / name)
+    if (folder / "config.json").is_file():
+        return load_xvector(folder)
+    raise SparqError(f"{folder} holds no speaker encoder: expected {', '.join(WEIGHTS)} or config.json in it")
+
+
+def _folder(reference: str) -> Path:
+    """Return the folder itself, or the one to which a model of the hub was downloaded."""
+    folder = Path(reference).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        if reference.startswith((".", "~", "/")):
+            raise FileNotFoundError("no such folder")
+        with quiet_transformers():
+            return Path(snapshot_download(reference, allow_patterns=list(_FROM_HUB)))
+    except (OSError, ValueError) as error:  # both of no such repository and of no possible name
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise SparqError(
+            f"no speaker encoder {reference!r}: {reason}; expected {VOICE_ENCODER}, a folder, or a hub name such as"
+            " speechbrain/spkrec-ecapa-voxceleb"
+        ) from error

@@ -23,6 +23,7 @@ from sparq.errors import SparqError
 from sparq.files import atomic_path, read_json, write_json
 from sparq.units import KMeans
 from sparq.vocoder.config import GeneratorConfig, HifiGanConfig, LightConfig
+from sparq.vocoder.speaker import VOICE_ENCODER
 from sparq.vocoder.voice import VocoderNetworks
 
 FORMAT = 1
@@ -59,6 +60,7 @@ class VocoderDescription:
         units_fingerprint: of the k-means.
         units: how recordings become units.
         speaker_encoder: fingerprint of the encoder that made the speaker vectors.
+        speaker_encoder_reference: from where to load it; older vocoders, which do not say it, had the built-in one.
         voices: names of the stored speaker vectors.
         default_voice: the one that speaks unless another is asked for.
         training: how the weights came about.
@@ -73,6 +75,7 @@ class VocoderDescription:
     speaker_encoder: str
     voices: tuple[str, ...]
     default_voice: str
+    speaker_encoder_reference: str = VOICE_ENCODER
     training: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

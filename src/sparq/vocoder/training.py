@@ -104,6 +104,9 @@ class Trainer:
         # How often it is saved or looked at, and what is kept in memory, does not change what is learned.
         idle = {"checkpoint_updates": 0, "validate_updates": 0, "memory_hours": 0}
         deciding = dataclasses.asdict(settings) | idle
+        if not settings.content_weight:
+            # Newer than the first trainings, which are to be gone on with.
+            del deciding["content_weight"], deciding["content_model"]
         self.progress = TrainProgress(key=fingerprint(deciding, identity))
         self._restore()
 
