@@ -1,5 +1,6 @@
 """Phones in time: NIST CTM files and Praat TextGrids."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from sparq.types import Seconds
 
 SILENCE = frozenset({"", "sil", "sp", "spn", "<eps>"})
 """Labels of no phone: aligners write them in pauses and over what they did not understand."""
+
+_ROUNDING: Seconds = 0.015
+"""A CTM file rounds starts and durations, often to hundredths: neighbors are up to three roundings apart."""
 
 _TIER = re.compile(r"item \[\d+\]:")
 _INTERVAL = re.compile(r'xmin = (\S+)\s+xmax = (\S+)\s+text = "((?:[^"]|"")*)"')
@@ -24,6 +28,16 @@ class Phone:
     start: Seconds
     end: Seconds
     label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Triphone:
+    """A phone in context: `start` is that of the phone before it, `end` that of the phone after it."""
+
+    start: Seconds
+    end: Seconds
+    label: str
+    context: tuple[str, str]
 
 
 def read_alignments(path: Path) -> dict[str, list[Phone]]:
@@ -48,15 +62,34 @@ def phones_of_frames(phones: Sequence[Phone], num_frames: int, frame_rate: float
     """Return the phone at the center of each frame, (i + 1/2) / rate; None where there is none."""
     labels: list[str | None] = [None] * num_frames
     for phone in phones:
-        first = max(0, _frame_after(phone.start, frame_rate))
-        for frame in range(first, min(num_frames, _frame_after(phone.end, frame_rate))):
+        for frame in frames_between(phone.start, phone.end, num_frames, frame_rate):
             labels[frame] = phone.label
     return labels
 
 
+def frames_between(start: Seconds, end: Seconds, num_frames: int, frame_rate: float) -> range:
+    """Return the frames, of the first `num_frames`, whose centers are from `start` to before `end`."""
+    return range(max(0, _frame_after(start, frame_rate)), min(num_frames, _frame_after(end, frame_rate)))
+
+
+def triphones(phones: Sequence[Phone]) -> list[Triphone]:
+    """Return the phones that have one right before and one right after them; silence is between no two phones.
+
+    Args:
+        phones: of one utterance, silence left out. Gaps of up to 15 ms are taken for rounding.
+    """
+    phones = sorted(phones, key=lambda phone: phone.start)
+    return [
+        Triphone(start=before.start, end=after.end, label=phone.label, context=(before.label, after.label))
+        for before, phone, after in zip(phones, phones[1:], phones[2:], strict=False)
+        if abs(phone.start - before.end) <= _ROUNDING and abs(after.start - phone.end) <= _ROUNDING
+    ]
+
+
 def _frame_after(time: Seconds, frame_rate: float) -> int:
     """Return the first frame whose center is at or after a time."""
-    return -int(-(time * frame_rate - 0.5) // 1)
+    # 0.1 + 0.05 is a little more than 0.15, where a frame of 20 ms has its center.
+    return math.ceil(round(time * frame_rate - 0.5, 6))
 
 
 def _read_ctm(path: Path) -> dict[str, list[Phone]]:

@@ -82,6 +82,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """Read a whole number, 0 included."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the recipe and `--set`."""
     parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="the recipe")

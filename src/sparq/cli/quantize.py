@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.cli.arguments import Parser, positive
+from sparq.cli.arguments import Parser, positive, whole
 from sparq.errors import SparqError
 from sparq.types import TASKS
 
@@ -70,7 +70,7 @@ def _add_scheme(group: Any) -> None:
         "or fast (default: those of the method)",
     )
     group.add_argument(
-        "--seed", metavar="N", type=_whole, help="of random rotations and of a SpeechLM's sequences (default: 0)"
+        "--seed", metavar="N", type=whole, help="of random rotations and of a SpeechLM's sequences (default: 0)"
     )
     group.add_argument(
         "--attention", metavar="NAME", help="run the model with this attention (default: the one that it names)"
@@ -201,12 +201,6 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
             raise SparqError(f"{twice[0]} is given twice, as {settings[twice[0]]!r} and as {source[twice[0]]!r}")
         settings |= source
     return settings
-
-
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sparq.cli.apply import check_model, check_recordings
-from sparq.cli.arguments import add_model, positive
+from sparq.cli.arguments import add_model, positive, whole
 from sparq.errors import SparqError
 
 
@@ -61,13 +61,23 @@ def add_commands(commands: Any) -> None:
     kind = kinds.add_parser(
         "units",
         help="quality and bit rate of a run's units",
-        description="Print the bit rate of units, and with alignments how well they tell phones apart.",
+        description="Print the bit rate of units, and with alignments how well they tell phones apart; with --abx also "
+        "how often a phone is nearer to another one than to itself, within and across speakers.",
     )
     kind.add_argument("units", metavar="DIR", type=Path, help="RUN/units of a run")
     kind.add_argument("--split", metavar="NAME", default="test", help="which utterances")
     kind.add_argument(
         "--alignments", metavar="PATH", type=Path, help="a CTM file, or a folder of TextGrids (default: bit rate only)"
     )
+    kind.add_argument(
+        "--abx",
+        nargs="?",
+        const="angular",
+        choices=("angular", "identity"),
+        help="measure ABX; frames differ by the angle between their units' centroids, or by identity of their units "
+        "(default: no ABX; angular if nothing follows)",
+    )
+    kind.add_argument("--seed", metavar="N", type=whole, default=0, help="of the items that ABX draws")
     kind.set_defaults(handler=score_units, parser=kind)
     parser.set_defaults(commands=kinds.choices)
 
@@ -130,13 +140,22 @@ def score_speech(arguments: argparse.Namespace) -> None:
 
 
 def score_units(arguments: argparse.Namespace) -> None:
-    """Print bit rate, and quality if there are alignments."""
+    """Print bit rate, quality if there are alignments, and ABX if it is asked for."""
     from sparq.recipes.unit_score import score_units
 
-    found = score_units(arguments.units, arguments.split, arguments.alignments)
+    found = score_units(arguments.units, arguments.split, arguments.alignments, abx=arguments.abx, seed=arguments.seed)
     rate, quality = found.bit_rate, found.quality
     print(f"bit rate\t{rate.bits_per_second:.1f} bit/s\t{rate.units_per_second:.2f} units/s of {rate.entropy:.2f} bits")
     if quality is not None:
         print(f"PNMI\t{quality.pnmi:.4f}\t{quality.phones} phones, {quality.units} units")
         print(f"phone purity\t{quality.phone_purity:.4f}\t{quality.frames} frames, {found.left_out} left out")
         print(f"cluster purity\t{quality.cluster_purity:.4f}\t{found.aligned} of {found.utterances} utterances aligned")
+    if found.abx is not None:
+        for name, errors in (("within", found.abx.within), ("across", found.abx.across)):
+            if errors is not None:
+                counts = f"{errors.triples} triples, {errors.phone_pairs} ordered pairs of phones"
+                print(f"ABX {name}\t{100 * errors.error:.2f} %\t{counts}")
+            else:
+                one = name == "across" and found.abx.speakers == 1
+                print(f"ABX {name}\tnone\t{'all phones are by one speaker' if one else 'no triple fits'}")
+        print(f"ABX items\t{found.abx.items}\t{found.abx.speakers} speakers, {found.left_out_of_abx} phones left out")

@@ -1,5 +1,6 @@
 """Measurements: perplexity, recognition, synthesis of units, outliers."""
 
+from sparq.evaluation.abx import AbxErrors, AbxItem, AbxRate, abx_errors, angular_distances, identity_distances
 from sparq.evaluation.attention_maps import HeadMaps, head_maps, most_sinky_head, token_norms
 from sparq.evaluation.generation import generate_targets, stream_target
 from sparq.evaluation.minimal_pairs import (
@@ -21,6 +22,9 @@ from sparq.evaluation.synthesis import UnitErrors, unit_errors
 from sparq.evaluation.unit_quality import BitRate, UnitQuality, bit_rate, unit_quality
 
 __all__ = [
+    "AbxErrors",
+    "AbxItem",
+    "AbxRate",
     "BitRate",
     "Errors",
     "HeadMaps",
@@ -33,10 +37,13 @@ __all__ = [
     "Transcript",
     "UnitErrors",
     "UnitQuality",
+    "abx_errors",
+    "angular_distances",
     "bit_rate",
     "bootstrap_interval",
     "generate_targets",
     "head_maps",
+    "identity_distances",
     "log_likelihoods",
     "measure_outliers",
     "most_sinky_head",

@@ -39,6 +39,7 @@ STEPS: tuple[Step | FrameworkStep, ...] = (
         config=lambda recipe: used_settings(recipe, "units", "seed"),
         run=run_units,
         owns=("units",),
+        files=lambda recipe: [recipe.units.kmeans] if recipe.units.kmeans else [],
     ),
     Step(
         name="vocab",

@@ -143,12 +143,13 @@ def resolve_paths(recipe: Recipe, folder: Path, environ: Mapping[str, str]) -> R
     prose = resolve_optional(recipe.evaluate.prose, "recipe.evaluate.prose")
     vocoder = resolve_optional(recipe.evaluate.vocoder, "recipe.evaluate.vocoder")
     recognizer = resolve_name(recipe.evaluate.recognizer, "recipe.evaluate.recognizer", folder, environ)
+    kmeans = resolve_optional(recipe.units.kmeans, "recipe.units.kmeans")
     features = resolve_name(recipe.units.features, "recipe.units.features", folder, environ)
     backbone = resolve_name(recipe.model.backbone, "recipe.model.backbone", folder, environ)
     return dataclasses.replace(
         recipe,
         prepare=dataclasses.replace(recipe.prepare, sources=sources),
-        units=dataclasses.replace(recipe.units, features=features),
+        units=dataclasses.replace(recipe.units, features=features, kmeans=kmeans),
         vocab=dataclasses.replace(recipe.vocab, extra_text=texts["vocab"]),
         train=dataclasses.replace(recipe.train, extra_text=texts["train"]),
         model=dataclasses.replace(recipe.model, backbone=backbone),

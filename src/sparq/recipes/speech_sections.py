@@ -12,6 +12,7 @@ from typing import Literal
 from sparq.audio.corpora import FORMATS
 from sparq.errors import SparqError, near_matches
 from sparq.recipes.checks import (
+    ADDED_LATER,
     NO_EFFECT,
     check,
     check_identifier,
@@ -122,6 +123,8 @@ class UnitsConfig:
             `~` or `/`.
         layer: which layer's output; 6 of HuBERT-base in VoxtLM.
         k: number of units; 200 in SpARQ (appendix E.3).
+        kmeans: centroids to take instead of fitting some: the units of another run, of a model or of a vocoder. `k` is
+            then theirs.
         max_frames: frames sampled for the k-means; more change its centroids little and do not fit into
             memory.
         dedup: merge runs of one unit and keep their lengths as durations. VoxtLM keeps the runs; merged
@@ -137,6 +140,7 @@ class UnitsConfig:
     features: str = "hubert"
     layer: int = 6
     k: int = 200
+    kmeans: Path | None = field(default=None, metadata=ADDED_LATER)
     max_frames: int = 10_000_000
     dedup: bool = True
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

@@ -31,6 +31,7 @@ from sparq.units import (
     fit_units,
     load_extractor,
     read_units,
+    take_units,
 )
 
 _LOG = logging.getLogger(__name__)
@@ -85,20 +86,23 @@ def _shard_runner(recipe: Recipe, spec: FeatureSpec, kmeans: Path) -> ShardRunne
 
 
 def run_units(recipe: Recipe, run: RunFolder) -> list[Path]:
-    """Fit the k-means on the training split and encode every split."""
+    """Fit the k-means on the training split, or take the one that is named, and encode every split."""
     set_threads(recipe)
     utterances = read_manifest(run.manifest)
     if not any(u.split == "train" for u in utterances):
         raise SparqError(f"{run.manifest} has no training utterances: hold out less, or give more recordings")
     spec = feature_spec(recipe.units.features, recipe.units.layer, recipe.units.dtype)
     extractor = load_extractor(spec)
-    kmeans = fit_units(
-        utterances,
-        extractor,
-        run.units,
-        KMeansSettings(k=recipe.units.k, seed=recipe.seed, num_starts=recipe.units.n_init),
-        max_frames=recipe.units.max_frames,
-    )
+    if recipe.units.kmeans:
+        kmeans = take_units(recipe.units.kmeans, extractor, run.units, k=recipe.units.k)
+    else:
+        kmeans = fit_units(
+            utterances,
+            extractor,
+            run.units,
+            KMeansSettings(k=recipe.units.k, seed=recipe.seed, num_starts=recipe.units.n_init),
+            max_frames=recipe.units.max_frames,
+        )
     settings = EncodeSettings(dedup=recipe.units.dedup, shard_utterances=recipe.units.shard_utterances)
     runner = _shard_runner(recipe, spec, run.kmeans)
     encode_units(utterances, extractor, kmeans, run.units, settings, runner=runner)

@@ -4,7 +4,7 @@ from sparq.units.clustering import KMeansSettings, fit_kmeans
 from sparq.units.dedup import deduplicate, expand
 from sparq.units.encode import EncodeSettings, ShardRunner, encode_units, encode_waveforms
 from sparq.units.features import FeatureExtractor, FeatureSpec, describe, load_extractor
-from sparq.units.fit import fit_units
+from sparq.units.fit import fit_units, take_units
 from sparq.units.kmeans import MAX_UNITS, KMeans
 from sparq.units.ray_cluster import encode_on_ray
 from sparq.units.store import UnitUtterance, read_summary, read_units
@@ -32,4 +32,5 @@ __all__ = [
     "load_extractor",
     "read_summary",
     "read_units",
+    "take_units",
 ]

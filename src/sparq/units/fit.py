@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from jaxtyping import Float32
 
 from sparq.audio.manifest import Utterance
 from sparq.errors import SparqError
-from sparq.files import fingerprint, sweep
+from sparq.files import atomic_path, fingerprint, sweep
 from sparq.progress import progress
 from sparq.units.clustering import KMeansSettings, fit_kmeans
 from sparq.units.features import FeatureExtractor, describe
@@ -63,6 +64,32 @@ def fit_units(
     frames = _collect(sample, extractor, max_frames)
     kmeans = fit_kmeans(frames, settings, extractor=extractor.fingerprint, facts=facts)
     kmeans.save(path)
+    return kmeans
+
+
+def take_units(source: Path, extractor: FeatureExtractor, folder: Path, *, k: int) -> KMeans:
+    """Return a k-means that was fitted elsewhere, and copy its file into a folder of units.
+
+    Args:
+        source: the file, `kmeans.safetensors` of another run, a model or a vocoder.
+        extractor: which must be the one that it was fitted on.
+        folder: where units live, `RUN/units`.
+        k: how many units are expected.
+
+    Raises:
+        SparqError: it is no such file, of another extractor or number of units, or the folder has another k-means.
+    """
+    kmeans = KMeans.load(source)
+    kmeans.check_extractor(extractor)
+    if kmeans.k != k:
+        raise SparqError(f"{source} has {kmeans.k} units, but units.k is {k}: set it to {kmeans.k}")
+    path = folder / "kmeans.safetensors"
+    sweep(folder)
+    if not path.exists():
+        with atomic_path(path) as temporary:
+            shutil.copyfile(source, temporary)
+    elif KMeans.load(path).fingerprint != kmeans.fingerprint:
+        raise SparqError(f"{path} is another k-means than {source}: remove {folder} or use another run folder")
     return kmeans
 
 
