@@ -4,7 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -49,10 +49,15 @@ def single(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def launch(folder: Path, kind: str, *options: str, **environment: str) -> None:
-    """Two processes with gloo, as a user starts them."""
+    """Two processes of a training, as a user starts them."""
+    launch_script(Path(__file__).with_name("train_workers.py"), str(folder), kind, options=options, **environment)
+
+
+def launch_script(script: Path, *arguments: str, options: Sequence[str] = (), **environment: str) -> None:
+    """Two processes with gloo."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     run = subprocess.run(
-        [*command, str(Path(__file__).with_name("train_workers.py")), str(folder), kind],
+        [*command, str(script), *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1", **environment},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

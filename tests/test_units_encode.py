@@ -14,15 +14,17 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+import small_world
 from sparq.audio.manifest import Utterance
 from sparq.audio.waveform import read_waveform
+from sparq.cli.main import main
 from sparq.errors import SparqError
 from sparq.units import encode
 from sparq.units.clustering import KMeansSettings
 from sparq.units.dedup import deduplicate, expand
 from sparq.units.encode import EncodeSettings, encode_units, encode_waveforms
 from sparq.units.features import FeatureExtractor, FeatureSpec, load_extractor
-from sparq.units.fit import fit_units
+from sparq.units.fit import fit_units, take_units
 from sparq.units.kmeans import KMeans
 from sparq.units.store import read_summary, read_units
 
@@ -299,3 +301,48 @@ def test_units_of_real_speech_with_real_whisper(whisper_folder: Path, human_data
     packed = [expand(r.units, r.durations) for r in rows[:6]]
     same = np.concatenate([expand(*a) for a in alone]) == np.concatenate(packed)
     assert same.mean() > 0.97
+
+
+def test_units_of_centroids_from_elsewhere(
+    clips: list[Utterance], extractor: FeatureExtractor, kmeans: KMeans, tmp_path: Path
+) -> None:
+    source = tmp_path / "model" / "kmeans.safetensors"
+    kmeans.save(source)
+    folder = tmp_path / "units"
+    taken = take_units(source, extractor, folder, k=kmeans.k)
+    assert (folder / "kmeans.safetensors").read_bytes() == source.read_bytes()
+    encode_units(clips, extractor, taken, folder, EncodeSettings())
+    fitted = tmp_path / "fitted"
+    encode_units(clips, extractor, fit_units(clips, extractor, fitted, SETTINGS), fitted, EncodeSettings())
+    assert shards(folder) == shards(fitted)
+    assert take_units(source, extractor, folder, k=kmeans.k).fingerprint == kmeans.fingerprint
+    with pytest.raises(SparqError, match=f"has {kmeans.k} units, but units.k is 200: set it to {kmeans.k}"):
+        take_units(source, extractor, folder, k=200)
+    other = KMeans(centroids=kmeans.centroids + 1, metadata=kmeans.metadata)
+    other.save(tmp_path / "other.safetensors")
+    with pytest.raises(SparqError, match=r"is another k-means than .*other.safetensors: remove"):
+        take_units(tmp_path / "other.safetensors", extractor, folder, k=kmeans.k)
+    with pytest.raises(SparqError, match="no k-means at"):
+        take_units(tmp_path / "none.safetensors", extractor, tmp_path / "new", k=kmeans.k)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_with_the_units_of_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = small_world.make_corpus(tmp_path / "corpus")
+    first = small_world.write_recipe(tmp_path / "a.yaml", manifest, tmp_path / "no-backbone-needed")
+    assert main(["run", str(first), "--until", "units", "--out", str(tmp_path / "a")]) == 0
+    second = small_world.write_recipe(
+        tmp_path / "b.yaml", manifest, tmp_path / "no-backbone-needed",
+        **{"seed": 7, "units.kmeans": "a/units/kmeans.safetensors"},
+    )  # fmt: skip
+    command = ["run", str(second), "--until", "units", "--out", str(tmp_path / "b")]
+    assert main(command) == 0
+    # Another seed would have fitted other centroids.
+    files = [tmp_path / run / "units" / "kmeans.safetensors" for run in "ab"]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "units: already done" in capsys.readouterr().err
+    KMeans(centroids=KMeans.load(files[0]).centroids + 1, metadata=KMeans.load(files[0]).metadata).save(files[0])
+    assert main(command) == 2
+    assert "units" in capsys.readouterr().err
