@@ -1,19 +1,25 @@
 """Corpora and segments through the steps: the recipe's keys, what makes a run stale, units, clips of the report."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 
+import corpus_trees
 from report_records import row
-from small_world import write_recipe
+from small_world import make_corpus, write_recipe
 from sparq.audio.manifest import Utterance, read_manifest, write_manifest
 from sparq.audio.waveform import read_waveform
 from sparq.cli.main import main
 from sparq.recipes.report_step import _clips
 from sparq.recipes.run_folder import RunFolder
 from sparq.report import AsrSplit, Example
+from sparq.units import KMeans, read_summary
 from sparq.units.reading import read_groups
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def test_a_corpus_in_place_of_a_manifest(tmp_path: Path, human_data: Path) -> None:
@@ -35,6 +41,46 @@ def test_a_corpus_in_place_of_a_manifest(tmp_path: Path, human_data: Path) -> No
     assert main(arguments) == 0
     metadata.write_text(metadata.read_text().replace("the", "a", 1))
     assert main(arguments) == 2
+
+
+def test_the_corpora_of_vocoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped recipes on corpora of the published layout, made small, with the centroids of another run."""
+    reader = tmp_path / "LJSpeech-1.1"
+    (reader / "wavs").mkdir(parents=True)
+    for index in range(200):
+        corpus_trees.sound(reader / "wavs" / f"LJ001-{index:04}.wav")
+    corpus_trees.text(reader / "metadata.csv", *(f"LJ001-{i:04}|Red.|red" for i in range(200)))
+    for part, speaker in (
+        ("train-clean-100", "19"),
+        ("train-clean-360", "14"),
+        ("dev-clean", "84"),
+        ("test-clean", "61"),
+    ):
+        folder = tmp_path / "LibriTTS" / part / speaker / "1"
+        corpus_trees.sound(folder / f"{speaker}_1_0_0.wav", rate=24_000)
+        corpus_trees.text(folder / f"{speaker}_1_0_0.normalized.txt", "Red lamp.")
+    for index in range(60):
+        name = f"p{225 + index}"
+        corpus_trees.sound(
+            tmp_path / f"VCTK-Corpus-0.92/wav48_silence_trimmed/{name}/{name}_001_mic1.flac", rate=48_000
+        )
+        corpus_trees.text(tmp_path / f"VCTK-Corpus-0.92/txt/{name}/{name}_001.txt", "Please call Stella.")
+    fit = write_recipe(tmp_path / "fit.yaml", make_corpus(tmp_path / "small"), tmp_path / "no-backbone-needed")
+    assert main(["run", str(fit), "--until", "units", "--out", str(tmp_path / "fit")]) == 0
+    monkeypatch.setenv("CORPORA", str(tmp_path))
+    monkeypatch.setenv("SPARQ_KMEANS", str(tmp_path / "fit" / "units" / "kmeans.safetensors"))
+    k = KMeans.load(tmp_path / "fit" / "units" / "kmeans.safetensors").k
+    total = {"ljspeech": 200, "libritts-vctk": 64}
+    for recipe in sorted((REPOSITORY / "recipes" / "vocoder-runs").glob("*.yaml")):
+        out = tmp_path / recipe.stem
+        tiny = ["units.features=mfcc", "units.layer=0", f"units.k={k}"]
+        options = [argument for change in tiny for argument in ("--set", change)]
+        assert main(["run", str(recipe), "--until", "units", "--out", str(out), *options]) == 0
+        found = Counter(u.split for u in read_manifest(out / "manifest.tsv"))
+        assert found.keys() == {"train", "valid", "test"}
+        assert read_summary(out / "units")["splits"].keys() == found.keys()
+        assert found.total() == total.pop(recipe.stem)
+    assert not total
 
 
 def _segments(folder: Path) -> list[Utterance]:

@@ -230,6 +230,10 @@ def test_a_vocoder_says_what_it_is(trained: Vocoder, run: RunFolder, recordings:
         trained.voice("bob")
     log = (trained.folder.parent / "train.jsonl").read_text().splitlines()
     assert json.loads(log[1])["valid_mel"] > 0
+    page = (trained.folder.parent / "listen.html").read_text()
+    assert page.count("<audio controls") == 2 * 2
+    assert f"<td>{json.loads(log[1])['valid_mel']:.2f}</td>" in page
+    assert "recognizer" not in page
 
 
 def test_a_training_from_before_there_was_a_choice_of_encoders_goes_on(

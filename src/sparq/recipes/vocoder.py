@@ -20,6 +20,7 @@ from sparq.recipes.checks import NO_EFFECT, check, check_positive
 from sparq.recipes.recipe import resolve_name
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.speech_sections import UnitsConfig
+from sparq.recipes.vocoder_page import write_vocoder_page
 from sparq.units import KMeans, read_summary, read_units
 from sparq.vocoder.analysis import Recording, analyze
 from sparq.vocoder.config import GeneratorConfig, HifiGanConfig, LightConfig
@@ -113,8 +114,8 @@ def train_vocoder(
 ) -> Vocoder:
     """Train a vocoder, or go on with it, and return it.
 
-    `out` gets `vocoder/`, the folder to use, `train.jsonl`, `checkpoint/` and `analysis/`. The vocoder is written at
-    every checkpoint, so that it can be listened to before the end.
+    `out` gets `vocoder/`, the folder to use, `listen.html`, `train.jsonl`, `checkpoint/` and `analysis/`. The vocoder is
+    written at every checkpoint, so that it can be listened to before the end.
 
     Args:
         recipe: what to train.
@@ -185,6 +186,8 @@ def train_vocoder(
     if trainer.crops.num_short:
         _LOG.info("  %d recordings are shorter than a piece and left out", trainer.crops.num_short)
     trainer.train("vocoder", seconds=seconds)
+    if trainer.is_main and splits["valid"]:
+        write_vocoder_page(out / "listen.html", trainer.averaged, splits["valid"], trainer.log_file)
     return load_vocoder(out / "vocoder")
 
 

@@ -24,13 +24,13 @@ class Sound:
     Attributes:
         label: which system.
         clip: the sound, inside of the page.
-        heard: what the recognizer wrote down, aligned with the text.
+        heard: what a recognizer wrote down, aligned with the text; None where none listened.
         note: what else was measured of it, or "".
     """
 
     label: str
     clip: Clip
-    heard: tuple[Segment, ...]
+    heard: tuple[Segment, ...] | None = None
     note: str = ""
 
 
@@ -43,11 +43,14 @@ class SideBySide:
     sounds: tuple[Sound, ...]
 
 
-def sound(label: str, samples: Float32[np.ndarray, "samples"], *, text: str, heard: str, note: str = "") -> Sound:
-    """Return a system's sound for the page, as Ogg Vorbis; `text` and `heard` are normalized alike."""
+def sound(
+    label: str, samples: Float32[np.ndarray, "samples"], *, text: str = "", heard: str | None = None, note: str = ""
+) -> Sound:
+    """Return a system's sound for the page, as Ogg Vorbis; `text` and what was `heard` of it are normalized alike."""
     file = io.BytesIO()
     soundfile.write(file, samples, SAMPLE_RATE, format="OGG", subtype="VORBIS")
-    return Sound(label=label, clip=embed_bytes(label, file.getvalue()), heard=align(text, heard), note=note)
+    segments = None if heard is None else align(text, heard)
+    return Sound(label=label, clip=embed_bytes(label, file.getvalue()), heard=segments, note=note)
 
 
 def write_listening_page(path: Path, *, title: str, table: Table, utterances: Sequence[SideBySide]) -> None:
