@@ -114,8 +114,8 @@ def train_vocoder(
 ) -> Vocoder:
     """Train a vocoder, or go on with it, and return it.
 
-    `out` gets `vocoder/`, the folder to use, `listen.html`, `train.jsonl`, `checkpoint/` and `analysis/`. The vocoder is
-    written at every checkpoint, so that it can be listened to before the end.
+    `out` gets `vocoder/`, the folder to use, `listen.html`, `train.jsonl`, `checkpoint/` and `analysis/`. The vocoder
+    is written at every checkpoint, so that it can be listened to before the end.
 
     Args:
         recipe: what to train.
