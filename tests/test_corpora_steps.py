@@ -71,7 +71,7 @@ def test_the_corpora_of_vocoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("SPARQ_KMEANS", str(tmp_path / "fit" / "units" / "kmeans.safetensors"))
     k = KMeans.load(tmp_path / "fit" / "units" / "kmeans.safetensors").k
     total = {"ljspeech": 200, "libritts-vctk": 64}
-    for recipe in sorted((REPOSITORY / "recipes" / "vocoder-runs").glob("*.yaml")):
+    for recipe in (REPOSITORY / "recipes" / "vocoder-runs" / f"{name}.yaml" for name in list(total)):
         out = tmp_path / recipe.stem
         tiny = ["units.features=mfcc", "units.layer=0", f"units.k={k}"]
         options = [argument for change in tiny for argument in ("--set", change)]
