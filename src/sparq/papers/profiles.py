@@ -7,11 +7,12 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
-from sparq.files import atomic_path, fingerprint
+from sparq.files import atomic_path, fingerprint, sha256_file
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.smoke_world import smoke_recipe
 from sparq.quantization.names import settings_of_name
 from sparq.recipes.recipe import Recipe, load_recipe, used_settings
+from sparq.vocoder.storage import vocoder_files
 
 _ADAPTATIONS: dict[str, dict[str, Any]] = {
     "full": {"method": "full"},
@@ -59,11 +60,13 @@ class Profile:
     def settings_of(self, cell: Cell, seed: int) -> str:
         """Return a fingerprint of all that decides a cell's numbers, but for the recordings and where files lie."""
         recipe = self.recipe_of(cell, seed)
-        vocoder = recipe.evaluate.vocoder
-        evaluate = replace(recipe.evaluate, prose=None, vocoder=vocoder and Path(vocoder.name))
-        recipe = replace(recipe, evaluate=evaluate)
+        spoken_by = (
+            [sha256_file(file) for file in vocoder_files(recipe.evaluate.vocoder)] if recipe.evaluate.vocoder else []
+        )
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None, vocoder=None))
         scheme = {} if cell.precision == FULL else self.scheme_settings(cell.precision)
-        return fingerprint(used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate"), scheme)
+        used = used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate")
+        return fingerprint(used, scheme, spoken_by)
 
     def scheme_settings(self, precision: str) -> dict[str, Any]:
         """Return the settings of a precision; `-clip5` leaves out 5 % of the weights, half of it at either end."""
@@ -91,10 +94,8 @@ def small_profile(folder: Path) -> Profile:
                 archive.extractall(temporary)
         corpus = str((folder / "corpus").absolute())
         recipe = load_recipe(assets / "demo.yaml", environ={"SPARQ_DEMO_CORPUS": corpus})
-    # Prose perplexity is of the backbone before adaptation: no experiment reads it. Whisper tiny.en heard the records
-    # that are kept, and only what one recognizer heard can be compared.
-    heard_by = "pretrained:whisper-tiny.en"
-    recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None, recognizer=heard_by))
+    # Prose perplexity is of the backbone before adaptation: no experiment reads it.
+    recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
     return Profile(name="small", recipe=recipe, adaptations={"full": {"learning_rate": 3e-4}}, rank_divisor=4)
 
 
