@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import vocoder_worker
@@ -42,3 +44,14 @@ def test_pieces_that_cannot_be_shared(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
     with pytest.raises(SparqError, match=r"train.batch is 5, which 2 processes cannot share: .* multiple of 2, 6 say"):
         Trainer(networks, vocoder_worker.make_recordings(tmp_path), settings, folder=tmp_path, identity="")
+
+
+def test_beside_a_training_of_another_precision(tmp_path: Path) -> None:
+    """Accelerate keeps one precision for a process; a vocoder has its own."""
+    AcceleratorState._reset_state()
+    Accelerator(mixed_precision="bf16", cpu=True)
+    try:
+        trainer = vocoder_worker.make_trainer(tmp_path, tmp_path / "out")
+        assert not trainer._autocast()._enabled
+    finally:
+        AcceleratorState._reset_state()

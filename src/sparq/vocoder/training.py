@@ -72,7 +72,8 @@ class Trainer:
         on_checkpoint: Callable[[VocoderNetworks, int, float], None] | None = None,
     ) -> None:
         self.settings, self.folder = settings, folder
-        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        # Its mixed precision, which may be another training's in this process, is not used: see `_autocast`.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.count: int = self.accelerator.num_processes
         if settings.batch % self.count:
             right = settings.batch + -settings.batch % self.count
