@@ -130,6 +130,6 @@ def write_recipe(path: Path, manifest: Path, backbone: Path, **changes: Any) -> 
         if name:
             recipe.setdefault(section, {})[name] = value
         else:
-            recipe[section] = value
+            recipe[section] = dict(value) if isinstance(value, dict) else value  # TINY is everyone's
     path.write_text(yaml.safe_dump(recipe))
     return path

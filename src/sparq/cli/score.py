@@ -53,7 +53,7 @@ def add_commands(commands: Any) -> None:
     kind.add_argument(
         "--split", metavar="NAME", action="append", default=[], help="a split to score; repeatable (default: all)"
     )
-    kind.add_argument("--limit", metavar="N", type=positive, default=0, help="only the first of each split")
+    kind.add_argument("--limit", metavar="N", type=positive, default=0, help="only the first of each split; 0 for all")
     kind.add_argument(
         "--recognizer", metavar="MODEL", help="the Whisper that listens (default: pretrained:whisper-base)"
     )

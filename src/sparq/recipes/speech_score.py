@@ -194,8 +194,11 @@ def _listen(
             heard = recognizer.transcribe(sounds)
             opinions = utmos(sounds) if utmos else [None] * len(sounds)
             vectors = encoder.embed(sounds)
-            for utterance, vector, text, opinion, other in zip(
-                system.utterances[part], vectors, heard, opinions, others[part], strict=True
+            known = [i for i, other in enumerate(others[part]) if other is not None]
+            compared = encoder.embed([_samples(other) for other in others[part] if other is not None]) if known else ()
+            likeness = dict(zip(known, (vectors[known] * compared).sum(axis=1).tolist() if known else (), strict=True))
+            for index, (utterance, text, opinion) in enumerate(
+                zip(system.utterances[part], heard, opinions, strict=True)
             ):
                 transcript = score_transcript(
                     id=utterance.id,
@@ -204,9 +207,10 @@ def _listen(
                     reference=texts[utterance.id],
                     hypothesis=text,
                 )
-                likeness = None if other is None else float(vector @ encoder.embed([_samples(other)])[0])
                 records.append(
-                    SpeechRecord(**dataclasses.asdict(transcript), speaker_similarity=likeness, utmos=opinion)
+                    SpeechRecord(
+                        **dataclasses.asdict(transcript), speaker_similarity=likeness.get(index), utmos=opinion
+                    )
                 )
             bar.update(len(sounds))
     return records
