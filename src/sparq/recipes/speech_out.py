@@ -58,7 +58,7 @@ def speak(
 ) -> Spoken:
     """Let a model say a text.
 
-    The model writes units, greedily; the vocoder makes samples of them while it is still writing.
+    The model writes units, greedily; the vocoder makes samples of them as soon as enough are known.
 
     Args:
         model: a model folder, `RUN/models/FRAMEWORK`.
