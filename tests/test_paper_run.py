@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,16 @@ def test_ranks_are_divided_and_alpha_keeps_its_share(tmp_path: Path) -> None:
     assert (settings["weight_range"], settings["weight_tail"], settings["weight_bits"]) == ("percentile", 0.05, 8)
     with pytest.raises(SparqError, match="is not a scheme"):
         profile.scheme_settings("w8a8")
+
+
+def test_tuned_takes_the_profiles_settings(tmp_path: Path) -> None:
+    small = replace(smoke_profile(tmp_path), tuned={"group_size": 64}, tuned_sequences=2048)
+    assert small.scheme_settings("w4a4-best-tuned") == {**small.scheme_settings("w4a4-best"), "group_size": 64}
+    assert [small.calibration_sequences(name) for name in ("w4a4-best", "w4a4-best-tuned")] == [4, 2048]
+    fewer = replace(small, tuned_sequences=9)
+    plain, tuned = (Cell(framework="vanilla", precision=f"w4a4-best{end}") for end in ("", "-tuned"))
+    assert small.settings_of(plain, 0) == fewer.settings_of(plain, 0)
+    assert small.settings_of(tuned, 0) != fewer.settings_of(tuned, 0)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)

@@ -28,6 +28,18 @@ def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
+def trim_heap() -> bool:
+    """Give memory that was freed back to the system; False where that cannot be done: without glibc.
+
+    glibc keeps what lies between blocks still in use, and arrays of ever other sizes leave ever more of it.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
     """Return how far memory rose above its level at the start of a call, or None where nothing can tell.
 
@@ -40,12 +52,8 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
         run()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    try:
-        # What earlier calls freed stays with the process, where a later one finds it and needs no more.
-        ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):  # no glibc
-        return None
-    if not reset_peak():
+    # What earlier calls freed stays with the process, where a later one finds it and needs no more.
+    if not trim_heap() or not reset_peak():
         return None
     level = resident_bytes("VmRSS")
     run()

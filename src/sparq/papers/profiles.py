@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparq.files import atomic_path, fingerprint, sha256_file
-from sparq.papers.experiments import FULL, Cell
+from sparq.papers.experiments import FULL, TUNED, Cell
 from sparq.papers.smoke_world import smoke_recipe
 from sparq.quantization.names import settings_of_name
 from sparq.recipes.recipe import Recipe, load_recipe, used_settings
@@ -31,6 +31,8 @@ class Profile:
         recipe: everything that the cells of an experiment share.
         adaptations: settings of training that differ by adaptation, beside the method itself.
         quantization: settings of every scheme that trains, for example fewer epochs.
+        tuned: settings of a precision that ends in `-tuned`.
+        tuned_sequences: how many sequences it is calibrated on.
         rank_divisor: what the papers' ranks are divided by; 512 is more than the keys of a small model are wide.
     """
 
@@ -38,6 +40,8 @@ class Profile:
     recipe: Recipe
     adaptations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     quantization: Mapping[str, Any] = field(default_factory=dict)
+    tuned: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2, "low_rank": 16, "group_size": 64})
+    tuned_sequences: int = 2048
     rank_divisor: int = 1
 
     def rank_of(self, cell: Cell) -> int:
@@ -64,22 +68,35 @@ class Profile:
             [sha256_file(file) for file in vocoder_files(recipe.evaluate.vocoder)] if recipe.evaluate.vocoder else []
         )
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None, vocoder=None))
+        count = self.calibration_sequences(cell.precision)
+        recipe = replace(recipe, quantize=replace(recipe.quantize, calibration_sequences=count))
         scheme = {} if cell.precision == FULL else self.scheme_settings(cell.precision)
         used = used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate")
         return fingerprint(used, scheme, spoken_by)
 
+    def calibration_sequences(self, precision: str) -> int:
+        """Return how many sequences a precision is calibrated on."""
+        return self.tuned_sequences if precision.endswith(TUNED) else self.recipe.quantize.calibration_sequences
+
     def scheme_settings(self, precision: str) -> dict[str, Any]:
-        """Return the settings of a precision; `-clip5` leaves out 5 % of the weights, half of it at either end."""
-        name, clip, percent = precision.partition("-clip")
+        """Return the settings of a precision.
+
+        `-clip5` leaves out 5 % of the weights, half of it at either end; `-tuned` is with the profile's own settings.
+        """
+        name, clip, percent = precision.removesuffix(TUNED).partition("-clip")
         tails = {"weight_range": "percentile", "weight_tail": int(percent) / 100} if clip else {}
         named = settings_of_name(name)
         trained = self.quantization if named["method"] in ("omniquant", "affinequant") else {}
-        return {**named, "smoothing_alpha": self.recipe.quantize.smoothing_alpha, **tails, **trained}
+        tuned = self.tuned if precision.endswith(TUNED) else {}
+        return {**named, "smoothing_alpha": self.recipe.quantize.smoothing_alpha, **tails, **trained, **tuned}
 
 
 def smoke_profile(folder: Path) -> Profile:
     """Return the tiny world: a random OPT of two layers on tones; its numbers mean nothing."""
-    return Profile(name="smoke", recipe=smoke_recipe(folder), quantization={"epochs": 1}, rank_divisor=16)
+    return Profile(
+        name="smoke", recipe=smoke_recipe(folder), quantization={"epochs": 1},
+        tuned={"epochs": 1, "low_rank": 2, "group_size": 16}, tuned_sequences=8, rank_divisor=16,
+    )  # fmt: skip
 
 
 def small_profile(folder: Path) -> Profile:

@@ -1,13 +1,14 @@
 """One trained model of an experiment, and its rows at each precision."""
 
 import shutil
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
 from sparq.adaptation import SpeechLM, load_speechlm
-from sparq.files import atomic_path, fingerprint, read_json, write_json
+from sparq.files import atomic_path, read_json, write_json
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.profiles import Profile
 from sparq.quantization import QuantizationScheme, quantize
@@ -15,7 +16,7 @@ from sparq.recipes.calibration import padded_batches, task_examples
 from sparq.recipes.evaluate_step import load_listener, measure, test_splits
 from sparq.recipes.listening import Listener
 from sparq.recipes.pipeline import STEPS
-from sparq.recipes.recipe import Recipe, used_settings
+from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.steps import run_steps
 from sparq.recipes.train_step import Spoken, load_split
@@ -80,7 +81,7 @@ class TrainedCell:
             return self.speechlm.model
         vocabulary = self.speechlm.vocabulary
         utterances = load_split(self.run, "train", vocabulary)
-        count = self.recipe.quantize.calibration_sequences
+        count = self.profile.calibration_sequences(precision)
         examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
         batches = padded_batches([example for of_task in examples.values() for example in of_task], vocabulary)
         scheme = QuantizationScheme.from_dict(self.profile.scheme_settings(precision))
@@ -88,8 +89,7 @@ class TrainedCell:
 
     def row(self, precision: str) -> Row:
         """Return the four tasks and the outliers at a precision; what was measured is kept beside the model."""
-        scheme = {} if precision == FULL else self.profile.scheme_settings(precision)
-        key = fingerprint(used_settings(self.recipe, "evaluate", "quantize", "train", "model"), scheme)
+        key = self.profile.settings_of(replace(self.cell, precision=precision), self.seed)
         file = self.run.path / "rows" / f"{self.cell.framework}-{precision}-{key}.json"
         if not file.exists():
             row, _ = measure(
