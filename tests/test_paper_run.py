@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -158,10 +157,10 @@ def test_ranks_are_divided_and_alpha_keeps_its_share(tmp_path: Path) -> None:
 
 
 def test_tuned_takes_the_profiles_settings(tmp_path: Path) -> None:
-    small = replace(smoke_profile(tmp_path), tuned={"group_size": 64}, tuned_sequences=2048)
+    small = dataclasses.replace(smoke_profile(tmp_path), tuned={"group_size": 64}, tuned_sequences=2048)
     assert small.scheme_settings("w4a4-best-tuned") == {**small.scheme_settings("w4a4-best"), "group_size": 64}
     assert [small.calibration_sequences(name) for name in ("w4a4-best", "w4a4-best-tuned")] == [4, 2048]
-    fewer = replace(small, tuned_sequences=9)
+    fewer = dataclasses.replace(small, tuned_sequences=9)
     plain, tuned = (Cell(framework="vanilla", precision=f"w4a4-best{end}") for end in ("", "-tuned"))
     assert small.settings_of(plain, 0) == fewer.settings_of(plain, 0)
     assert small.settings_of(tuned, 0) != fewer.settings_of(tuned, 0)
