@@ -1,15 +1,13 @@
 """Updates of `sparq train` against those of transformers' Trainer with PEFT: the same examples, in turn."""
 
-import contextlib
 import functools
+import queue
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -32,6 +30,7 @@ Case = Literal["lora", "full"]
 CASES: tuple[Case, ...] = get_args(Case)
 TRAINER, PRODUCTS = "Trainer", "matrix products"
 _RATE = 1e-4
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,8 +75,8 @@ def bench_training(
     """Compare updates in bfloat16 on the same examples.
 
     The Trainer pads batches of `row` sequences in random order and accumulates them to `sequences`; its weights are in
-    float32 and its products in bfloat16 by autocast, its attention is PyTorch's. It runs as it is, in a thread that a
-    callback holds between updates. `sparq train` packs the same sequences.
+    float32 and its products in bfloat16 by autocast, its attention is PyTorch's. It runs as it is; between its
+    updates a callback makes those of the others. `sparq train` packs the same sequences.
 
     Args:
         cases: `lora` adapts the backbone (rank `rank`, dropout .05, all linear layers, new embedding), `full` trains
@@ -105,21 +104,28 @@ def bench_training(
                 _lora(backbone, pieces, rank, dtype, attention) if case == "lora" else _full(pieces, dtype, attention)
             )
 
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        with tempfile.TemporaryDirectory() as folder:
             # Before the Trainer, which gives this process's Accelerate its own precision.
             trainings = {
                 attention: _sparq(build(torch.bfloat16, attention), batches, Path(folder) / attention)
                 for attention in attentions
             }
-            trainer = stack.enter_context(_Trainer(build(torch.float32, None), ids, row, folder))
+            trainer = _Trainer(build(torch.float32, None), ids, row, folder)
             runs: dict[str, Callable[[], object]] = {TRAINER: trainer.update}
-            runs |= {attention: training._update for attention, training in trainings.items()}
+            runs |= {name: functools.partial(trainer.do, t._update) for name, t in trainings.items()}
             held = {TRAINER: trainer.held_bytes}
             held |= {name: functools.partial(_held, t.model, t.optimizer) for name, t in trainings.items()}
-            runs[PRODUCTS] = _products(build(torch.bfloat16, None), batches)
-            ratios = interleave(runs, baseline=TRAINER, rounds=rounds)
+            runs[PRODUCTS] = functools.partial(trainer.do, _products(build(torch.bfloat16, None), batches))
+
+            def measure(
+                runs: Mapping[str, Callable[[], object]] = runs, held: Mapping[str, Callable[[], int]] = held
+            ) -> tuple[dict[str, Ratio], dict[str, int | None]]:
+                ratios = interleave(runs, baseline=TRAINER, rounds=rounds)
+                return ratios, {name: peak_bytes(runs[name], torch.device("cpu")) for name in held}
+
+            ratios, peaks = trainer.drive(measure)
             for name, ratio in ratios.items():
-                peak = peak_bytes(runs[name], torch.device("cpu")) if name in held else None
+                peak = peaks.get(name)
                 memory = None if peak is None else peak + held[name]()
                 yield TrainingSpeed(
                     case=case, contender=name, time=ratio, tokens_per_second=tokens / ratio.seconds, memory=memory
@@ -186,12 +192,17 @@ def _products(model: PreTrainedModel | PeftModel, batches: Sequence[Batch]) -> C
     return products
 
 
-class _Trainer(AbstractContextManager["_Trainer"]):
-    """transformers' Trainer, whose updates are made one by one."""
+class _Trainer:
+    """transformers' Trainer, whose updates are made one by one, by a thread that also does what others ask for.
+
+    All that is measured has to be computed in one thread: a second one brings OpenMP threads of its own, and when there
+    are more of them than cores, all sleep between operations and have to be woken: an update then takes half as long
+    again.
+    """
 
     def __init__(self, model: PreTrainedModel | PeftModel, ids: list[list[int]], row: int, folder: str) -> None:
-        self.go, self.done = threading.Semaphore(0), threading.Semaphore(0)
-        self._error: BaseException | None = None
+        self.tasks: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=row, gradient_accumulation_steps=len(ids) // row,
             max_steps=1_000_000, learning_rate=_RATE, bf16=True, use_cpu=True, report_to=[], save_strategy="no",
@@ -202,36 +213,56 @@ class _Trainer(AbstractContextManager["_Trainer"]):
         self.trainer = Trainer(
             model=model, args=arguments, train_dataset=dataset, data_collator=_pad, callbacks=[_Pace(self)]
         )
-        self._thread = threading.Thread(target=self._train, daemon=True)
 
-    def __enter__(self) -> "_Trainer":
-        self._thread.start()
-        return self
+    def drive(self, measure: Callable[[], _Result]) -> _Result:
+        """Call `measure` in another thread, which computes nothing itself; train, and do what it asks for, in this one.
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.trainer.control.should_training_stop = True
-        self.go.release()
-        self._thread.join()
+        Meanwhile `update` and `do` can be called, from that thread alone.
+        """
+
+        def measured() -> _Result:
+            try:
+                return measure()
+            finally:
+                self.trainer.control.should_training_stop = True
+                self.tasks.put(None)
+
+        with ThreadPoolExecutor(1) as pool:
+            result = pool.submit(measured)
+            try:
+                self.trainer.train()
+            except BaseException as error:
+                self._done.put(error)  # to whoever waits for the update
+            return result.result()
 
     def update(self) -> None:
-        """Make one update."""
-        self.go.release()
-        self.done.acquire()
-        if self._error is not None:
-            raise self._error
+        """Make one update of the Trainer."""
+        self.tasks.put(None)
+        self._wait()
+
+    def do(self, call: Callable[[], object]) -> None:
+        """Make a call in the training thread."""
+        self.tasks.put(call)
+        self._wait()
 
     def held_bytes(self) -> int:
         """Return the bytes of weights, gradients and the optimizer's state."""
         return _held(self.model, self.trainer.optimizer.optimizer)
 
-    def _train(self) -> None:
-        try:
-            self.trainer.train()
-        except BaseException as error:  # told to whoever waits
-            self._error = error
-            self.done.release()
+    def _wait(self) -> None:
+        error = self._done.get()
+        if error is not None:
+            raise error
+
+    def before_update(self) -> None:
+        """Do what is asked for until that is an update."""
+        while (call := self.tasks.get()) is not None:
+            call()
+            self._done.put(None)
+
+    def after_update(self) -> None:
+        """Tell that the update is made."""
+        self._done.put(None)
 
 
 class _Pace(TrainerCallback):  # type: ignore[misc]
@@ -239,10 +270,10 @@ class _Pace(TrainerCallback):  # type: ignore[misc]
         self._owner = owner
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self._owner.go.acquire()
+        self._owner.before_update()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._owner.done.release()
+        self._owner.after_update()
 
 
 def _pad(rows: list[dict[str, list[int]]]) -> dict[str, Tensor]:
