@@ -13,7 +13,15 @@ import numpy as np
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import OPTConfig, OPTForCausalLM, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from sparq.adaptation import LoraSettings, add_lora, trainable_parameters
 from sparq.adaptation.lora import quiet_peft
@@ -213,6 +221,7 @@ class _Trainer:
         self.trainer = Trainer(
             model=model, args=arguments, train_dataset=dataset, data_collator=_pad, callbacks=[_Pace(self)]
         )
+        self.trainer.remove_callback(PrinterCallback)
 
     def drive(self, measure: Callable[[], _Result]) -> _Result:
         """Call `measure` in another thread, which computes nothing itself; train, and do what it asks for, in this one.

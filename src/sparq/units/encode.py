@@ -221,7 +221,6 @@ def _write(
         "num_frames": sum(int(row.durations.sum()) for row in rows),
     }
     write_shard(shard.path, rows, {**shard.identity, **counts})
-    # Batches of ever other lengths had left 2 GB of holes after two hours of speech, and more with every further hour.
     trim_heap()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import HubertModel, Wav2Vec2Model, WavLMModel
 
+from sparq.process_memory import trim_heap
 from sparq.types import SAMPLE_RATE, Seconds
 from sparq.units.batching import cut_evenly, length_sorted
 from sparq.units.checkpoint import check_layer, hash_tensors, load_lower_part, read_preprocessor
@@ -72,6 +73,8 @@ class HubertFeatures:
             hidden = self._transform([fronts[i] for i in batch]).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
+            if self._device.type == "cpu":
+                trim_heap()  # batches of ever other lengths leave ever more holes
         return features
 
     def _num_frames(self, samples: int) -> int:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from sparq.process_memory import trim_heap
 from sparq.types import SAMPLE_RATE
 from sparq.units.batching import cut_evenly, length_sorted
 from sparq.units.checkpoint import check_layer, hash_tensors, load_lower_part, read_preprocessor
@@ -61,6 +62,8 @@ class WhisperFeatures:
             hidden = self._encode([pieces[i] for i in batch], lengths).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
+            if self._encoder.device.type == "cpu":
+                trim_heap()  # batches of ever other lengths leave ever more holes
         return features
 
     def _encode(
