@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -46,6 +47,13 @@ def test_all_experiments_run_at_their_smallest(out: Path) -> None:
         assert record.provenance.cpu
         assert record.seconds >= 0
     assert {path.stem for path in out.glob("*.html")} == {e.name for e in EXPERIMENTS if e.figure and e.measures}
+    drawn = {path.name for path in out.glob("*.svg")}
+    assert {"case-study-figure-1-curves.svg", "sparq-figure-3-outliers.svg"} <= drawn
+    for path in out.glob("*.svg"):
+        text = path.read_text()
+        assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert "var(" not in text
+        assert "currentColor" not in text
     page = (out / "sparq-figure-4.html").read_text()
     assert "softmax1 lora" in page
     assert "max_shift lora" in page

@@ -180,7 +180,10 @@ def write_page(arguments: argparse.Namespace) -> None:
     from sparq.papers import read_records
     from sparq.papers.results_page import results_page
 
-    write_text(arguments.out, results_page(read_records(arguments.results)))
+    folder = arguments.results.resolve().parent
+    # As seen from the repository's docs/, wherever the page is written.
+    figures = [f"../{folder.name}/figures/{file.name}" for file in sorted((folder / "figures").glob("*.svg"))]
+    write_text(arguments.out, results_page(read_records(arguments.results), figures))
     print(arguments.out)
 
 

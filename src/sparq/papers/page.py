@@ -5,16 +5,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparq.configuration import to_mapping
+from sparq.files import write_text
 from sparq.papers.experiments import FULL, Experiment
 from sparq.papers.trained import TrainedCell
 from sparq.recipes.outlier_sequences import task_sequences
 from sparq.recipes.pictures import Pictures
 from sparq.recipes.report_step import training_curve
 from sparq.report import Results, collect_provenance, utc_now, write_html
+from sparq.report.plots import learning_curves, outlier_bars
+from sparq.report.svg import svg_file
 
 
 def write_page(path: Path, experiment: Experiment, models: Sequence[TrainedCell]) -> None:
-    """Write the page of an experiment.
+    """Write the page of an experiment, and its curves and bars as SVG files beside it.
 
     All models are drawn on one sequence: the shortest transcribed utterance of the test splits, as ASR.
 
@@ -48,3 +51,6 @@ def write_page(path: Path, experiment: Experiment, models: Sequence[TrainedCell]
         hidden_maps=tuple(pictures.hidden),
     )
     write_html(path, results, folder=path.parent)
+    for name, figure in (("curves", learning_curves(results)), ("outliers", outlier_bars(results))):
+        if figure is not None:
+            write_text(path.with_name(f"{path.stem}-{name}.svg"), svg_file(figure))

@@ -21,12 +21,17 @@ are means over seeds with the sample's standard deviation. Differences to vanill
 """
 
 
-def results_page(records: Sequence[Record]) -> str:
-    """Return the page as Markdown."""
+def results_page(records: Sequence[Record], figures: Sequence[str] = ()) -> str:
+    """Return the page as Markdown.
+
+    Args:
+        records: all results.
+        figures: addresses of pictures, `.../EXPERIMENT-WHAT.svg`, which are shown where the experiment is.
+    """
     published = load_published()
     parts = [_HEAD, "## The papers against themselves", _disagreements(published), markdown(claims_table(published))]
     parts += ["## Experiments"]
-    parts += [_section(published, experiment, records) for experiment in EXPERIMENTS if experiment.measures]
+    parts += [_section(published, experiment, records, figures) for experiment in EXPERIMENTS if experiment.measures]
     parts += [_origin(records)] if records else []
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -55,7 +60,7 @@ def _disagreements(published: Published) -> str:
     return markdown(Table(caption=caption, columns=columns, groups=(tuple(lines),), num_headings=2))
 
 
-def _section(published: Published, experiment: Experiment, records: Sequence[Record]) -> str:
+def _section(published: Published, experiment: Experiment, records: Sequence[Record], figures: Sequence[str]) -> str:
     head = f"### {experiment.name}: {experiment.title}\n\n"
     profile = "smoke" if experiment.measures == ("parameters",) else "small"  # counts need no training
     command = f"```\nsparq paper run {experiment.name} --profile {profile} --results experiments/results.jsonl\n```"
@@ -67,6 +72,10 @@ def _section(published: Published, experiment: Experiment, records: Sequence[Rec
         if table is not None:
             parts.append(markdown(table))
             parts += _verdicts(experiment, own)
+    for figure in figures:
+        name, _, what = figure.rpartition("/")[2].removesuffix(".svg").rpartition("-")
+        if name == experiment.name:
+            parts.append(f"![{experiment.title}: {what}]({figure})")
     return "\n\n".join([head + command, *(parts or ["Not measured yet."])])
 
 

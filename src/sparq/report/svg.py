@@ -26,6 +26,7 @@ BLUE = "#0072B2"
 """Okabe and Ito's blue, which a dark page replaces by a lighter one."""
 
 _ROLES = {BLUE: "var(--blue)", INK: "currentColor", GRID: "var(--line)", PAPER: "var(--paper)"}
+_ON_WHITE = {BLUE: BLUE, INK: "#1a1a1a", GRID: "#bbbbbb", PAPER: "#ffffff"}
 _FONT = "DejaVu Sans"
 _STYLE = {
     "svg.fonttype": "none",
@@ -80,6 +81,15 @@ def inline_svg(figure: Figure, name: str) -> Markup:
     for color, role in _ROLES.items():
         text = text.replace(color.lower(), role)
     return Markup(text.replace(f"'{_FONT}'", f"'{_FONT}', system-ui, sans-serif"))
+
+
+def svg_file(element: Markup) -> str:
+    """Return a figure of `inline_svg` as the text of a file, in dark ink on white."""
+    text = str(element)
+    for color, role in _ROLES.items():
+        text = text.replace(role, _ON_WHITE[color])
+    head, rest = text.split(">", 1)
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{head}><rect width="100%" height="100%" fill="#ffffff"/>{rest}\n'
 
 
 def printable(label: str, *, limit: int = 14) -> str:
