@@ -66,10 +66,15 @@ def test_what_has_no_twin_or_no_base_is_not_compared() -> None:
 
 
 def test_an_empty_file_gives_a_page_that_says_so() -> None:
+    page = results_page([])
+    assert page.count("Not measured yet.") == page.count("### ")
+    assert "Of 128 rows with an average, 17 cannot have come from their own metrics" in page
+
+
+def test_a_figure_stands_in_its_experiments_section() -> None:
     page = results_page([], ["../x/figures/sparq-figure-3-outliers.svg"])
     assert page.count("Not measured yet.") == page.count("### ") - 1
     assert "![Outliers by task and adaptation: outliers](../x/figures/sparq-figure-3-outliers.svg)" in page
-    assert "Of 128 rows with an average, 17 cannot have come from their own metrics" in page
 
 
 def test_tables_as_markdown() -> None:

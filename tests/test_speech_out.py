@@ -141,6 +141,12 @@ def test_a_stream_is_what_generation_gives(world: Path) -> None:
     assert first == expected[0]  # and who stops listening does not wait for the rest
 
 
+def test_errors_of_a_stream_reach_the_listener(world: Path) -> None:
+    speechlm = load_speechlm(world / "run" / "models" / "softmax1")
+    with pytest.raises(IndexError):
+        list(stream_target(speechlm.model, speechlm.vocabulary, [10**6], max_new_tokens=3))
+
+
 def test_a_given_voice_is_spoken_with(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*_command(world, "speak", "open the lamp", "--max-new", "20"), *_vocoder(world)]
     assert main([*command, "--out", str(tmp_path / "own.wav")]) == 0

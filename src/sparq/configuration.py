@@ -150,8 +150,11 @@ class _Loader(yaml.SafeLoader):
 
 def _parse(text: str, source: str) -> Any:
     try:
-        # A subclass of SafeLoader: it makes plain values only.
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""

@@ -28,11 +28,16 @@ def resident_bytes(field: Literal["VmRSS", "VmHWM"]) -> int | None:
     return 1024 * int(found[1]) if found else None
 
 
-def trim_heap() -> bool:
+def trim_heap(device: torch.device | None = None) -> bool:
     """Give memory that was freed back to the system; False where that cannot be done: without glibc.
 
-    glibc keeps what lies between blocks still in use, and arrays of ever other sizes leave ever more of it.
+    glibc keeps what lies between blocks still in use, and batches of ever other lengths leave ever more of it.
+
+    Args:
+        device: where the arrays of those batches were; nothing is done unless that is the CPU.
     """
+    if device is not None and device.type != "cpu":
+        return False
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):

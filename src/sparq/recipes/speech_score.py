@@ -193,10 +193,10 @@ def _listen(
             sounds = [_samples(utterance) for utterance in system.utterances[part]]
             heard = recognizer.transcribe(sounds)
             opinions = utmos(sounds) if utmos else [None] * len(sounds)
-            vectors = encoder.embed(sounds)
-            known = [i for i, other in enumerate(others[part]) if other is not None]
-            compared = encoder.embed([_samples(other) for other in others[part] if other is not None]) if known else ()
-            likeness = dict(zip(known, (vectors[known] * compared).sum(axis=1).tolist() if known else (), strict=True))
+            beside = {i: _samples(other) for i, other in enumerate(others[part]) if other is not None}
+            vectors = encoder.embed([*sounds, *beside.values()])
+            cosines = (vectors[list(beside)] * vectors[len(sounds) :]).sum(axis=1)
+            likeness = dict(zip(beside, cosines.tolist(), strict=True))
             for index, (utterance, text, opinion) in enumerate(
                 zip(system.utterances[part], heard, opinions, strict=True)
             ):

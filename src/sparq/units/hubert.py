@@ -73,8 +73,7 @@ class HubertFeatures:
             hidden = self._transform([fronts[i] for i in batch]).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
-            if self._device.type == "cpu":
-                trim_heap()  # batches of ever other lengths leave ever more holes
+            trim_heap(self._device)
         return features
 
     def _num_frames(self, samples: int) -> int:

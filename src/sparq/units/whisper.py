@@ -62,8 +62,7 @@ class WhisperFeatures:
             hidden = self._encode([pieces[i] for i in batch], lengths).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
-            if self._encoder.device.type == "cpu":
-                trim_heap()  # batches of ever other lengths leave ever more holes
+            trim_heap(self._encoder.device)
         return features
 
     def _encode(
