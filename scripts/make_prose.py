@@ -2,8 +2,9 @@
 
 python scripts/make_prose.py PACKAGE EVALUATION.txt CALIBRATION.txt
 
-PACKAGE is Debian's package anarchism (15.3), unpacked: `apt-get download anarchism; dpkg -x anarchism_*.deb PACKAGE`. Its
-paragraphs of 200 characters or more make the texts, each on a line: sections A to D are measured on, E to J calibrated on.
+PACKAGE is Debian's package anarchism (15.3), unpacked by `apt-get download anarchism` and `dpkg -x anarchism_*.deb
+PACKAGE`. Its paragraphs of 200 characters or more make the texts, each on a line: sections A to D are measured on, E to
+J calibrated on.
 """
 
 import hashlib
