@@ -142,8 +142,8 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=("bfloat16", "float32"),
-        default="bfloat16",
-        help="what the model computes in at full precision; bfloat16 is faster on CPUs that have it",
+        help="what the model computes in at full precision (default: bfloat16 on CPUs that have products of it, else"
+        " float32; each is the faster one there)",
     )
 
 

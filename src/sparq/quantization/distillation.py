@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from sparq.bfloat16 import fast_products
 from sparq.errors import SparqError
 from sparq.models.families import named_linears
 from sparq.progress import progress
@@ -121,7 +122,8 @@ def distill(
         for step in range(done, len(order)):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _rate(step, len(order))
-            loss = _backward(model, examples[order[step]])
+            with fast_products():
+                loss = _backward(model, examples[order[step]])
             if not math.isfinite(loss):
                 raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high{rank}")
             optimizer.step()

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float32
 from transformers import PreTrainedModel
 
+from sparq import bfloat16
 from sparq.adaptation import SpeechLM
 from sparq.audio import check_new_wav, normalize_text, read_waveform, write_wav
 from sparq.errors import SparqError
@@ -53,7 +54,7 @@ def speak(
     vocoder: Path | None = None,
     voice: Path | None = None,
     precision: str = "full",
-    dtype: SpeakingType = "bfloat16",
+    dtype: SpeakingType | None = None,
     max_new: int = 300,
 ) -> Spoken:
     """Let a model say a text.
@@ -67,7 +68,8 @@ def speak(
         vocoder: a vocoder of the model's units; None takes the one that the package carries.
         voice: a recording of the voice to speak with; None takes the vocoder's default voice.
         precision: `full`, or a scheme for which the run holds a quantized model.
-        dtype: type that the model computes in at full precision; a quantized one keeps float32.
+        dtype: type that the model computes in at full precision; a quantized one keeps float32. None is bfloat16 where
+            the processor has products of it, else float32.
         max_new: most pieces that the model writes; the papers' 300.
 
     Raises:
@@ -95,7 +97,7 @@ def continue_speech(
     vocoder: Path | None = None,
     voice: Path | None = None,
     precision: str = "full",
-    dtype: SpeakingType = "bfloat16",
+    dtype: SpeakingType | None = None,
     max_new: int = 50,
 ) -> Spoken:
     """Write what the model says after a recording, in the recording's voice unless another is given.
@@ -148,14 +150,17 @@ def resynthesize_files(
         yield _write(target, speech(loaded, [units.tolist()], speaker, dedup=False))
 
 
-def _load(folder: Path, precision: str, dtype: SpeakingType) -> tuple[SpeechLM, PreTrainedModel]:
+def _load(folder: Path, precision: str, dtype: SpeakingType | None) -> tuple[SpeechLM, PreTrainedModel]:
     """Load a model to speak with.
 
-    One step of it reads every weight for a single piece, so half of the bytes take half of the time; training had its
-    forward pass in bfloat16, too. Quantized models keep float32, in which their integers are exact.
+    One step of it reads every weight for a single piece, so half of the bytes take half of the time where the processor
+    has products of them; training had its forward pass in bfloat16, too. Quantized models keep float32, in which their
+    integers are exact.
     """
     speechlm, network = load_model(folder, precision)
-    return speechlm, network.to(getattr(torch, dtype)) if precision == "full" else network
+    if precision != "full":
+        return speechlm, network
+    return speechlm, network.to(getattr(torch, dtype or ("bfloat16" if bfloat16.is_native() else "float32")))
 
 
 def load_packaged_or(folder: Path | None, *, units_fingerprint: str | None = None) -> Vocoder:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparq.adaptation import trainable_parameters
+from sparq.bfloat16 import fast_products
 from sparq.data import Batch
 from sparq.process_memory import peak_bytes
 from sparq.training.loss import LanguageModelLoss
@@ -97,7 +98,8 @@ def measure_cost(
         loss.train()
         whole_update()
 
-    grown = peak_bytes(train, device)
+    with fast_products():
+        grown = peak_bytes(train, device)
     if grown is None:
         return None
     moments = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]

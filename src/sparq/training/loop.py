@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from sparq.adaptation import trainable_parameters
 from sparq.attention import SinkSchedule
+from sparq.bfloat16 import fast_products
 from sparq.data import Batch
 from sparq.errors import SparqError
 from sparq.files import remove, write_text
@@ -164,7 +165,7 @@ class TrainingRun:
         sums: list[float | Tensor] = [0.0] * 7
         micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
         for number, batch in enumerate(micro_batches, start=1):
-            with self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
+            with fast_products(), self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
                 loss = self.loss(batch, settings.label_smoothing)
                 trim_heap(loss.objective.device)
                 loss.objective.backward()
@@ -232,9 +233,10 @@ class TrainingRun:
         self.loss.eval()
         sums: list[float | Tensor] = [0.0, 0.0, 0.0]
         # Sharded models want every process to call as often, so all do all; validation sets are small.
-        for batch in batches:
-            loss = self.loss(batch.to(self.workers.device))
-            sums = [a + b for a, b in zip(sums, (loss.nll, loss.num_correct, loss.num_targets), strict=True)]
+        with fast_products():
+            for batch in batches:
+                loss = self.loss(batch.to(self.workers.device))
+                sums = [a + b for a, b in zip(sums, (loss.nll, loss.num_correct, loss.num_targets), strict=True)]
         self.loss.train()
         nll, correct, targets = (float(number) for number in sums)
         return nll, correct, targets

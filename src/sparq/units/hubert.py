@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import HubertModel, Wav2Vec2Model, WavLMModel
 
+from sparq.bfloat16 import fast_products
 from sparq.process_memory import trim_heap
 from sparq.types import SAMPLE_RATE, Seconds
 from sparq.units.batching import cut_evenly, length_sorted
@@ -67,10 +68,12 @@ class HubertFeatures:
                 # The rest behind the last frame counts in the normalization over time, so it stays.
                 end = (stop - 1) * self._hop + self._field if stop < len(target) else len(scaled)
                 samples = scaled[start * self._hop : end]
-                fronts.append(self._convolve(samples))
+                with fast_products():
+                    fronts.append(self._convolve(samples))
                 targets.append(target[start:stop])
         for batch in length_sorted([len(f) for f in fronts], self._frames_per_batch):
-            hidden = self._transform([fronts[i] for i in batch]).float().cpu().numpy()
+            with fast_products():
+                hidden = self._transform([fronts[i] for i in batch]).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
             trim_heap(self._device)

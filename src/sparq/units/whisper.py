@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor, nn
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from sparq.bfloat16 import fast_products
 from sparq.process_memory import trim_heap
 from sparq.types import SAMPLE_RATE
 from sparq.units.batching import cut_evenly, length_sorted
@@ -59,7 +60,8 @@ class WhisperFeatures:
                 targets.append(target[start:stop])
         for batch in length_sorted([len(t) + _TAIL for t in targets], _FRAMES_PER_BATCH):
             lengths = [len(targets[i]) for i in batch]
-            hidden = self._encode([pieces[i] for i in batch], lengths).float().cpu().numpy()
+            with fast_products():
+                hidden = self._encode([pieces[i] for i in batch], lengths).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
             trim_heap(self._encoder.device)
