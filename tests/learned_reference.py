@@ -42,7 +42,12 @@ def opt() -> PreTrainedModel:
 
 
 def batches() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(11)
+    """Tokens for which losses after training are the same to 1e-5 when the embeddings are scaled by 1 + 1e-6.
+
+    With most seeds one rounding falls to the other side then, training takes another course, and the losses of 4-bit
+    activations move by percents: so they do between two processors' orders of summation.
+    """
+    generator = torch.Generator().manual_seed(13)
     return [torch.randint(3, 96, (2, 12), generator=generator) for _ in range(3)]
 
 

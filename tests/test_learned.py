@@ -159,5 +159,7 @@ def test_whole_models_lose_less_than_by_rounding(family: str) -> None:
 def test_gptq_does_not_go_with_learned_clipping() -> None:
     with pytest.raises(SparqError, match="omniquant learns its clipping .* rounding cannot be 'gptq'"):
         scheme("omniquant", rounding="gptq")
+    with pytest.raises(SparqError, match="affinequant learns how far .*: weight_range must be 'max', not 'mse'"):
+        scheme("affinequant", weight_range="mse")
     with pytest.raises(SparqError, match="epochs is 0; it must be a whole number from 1 on"):
         scheme("omniquant", epochs=0)

@@ -168,6 +168,11 @@ class QuantizationScheme:
                 raise SparqError(f"{name} is {value!r}; it must be a whole number from {lowest} on")
         if self.learns and self.rounding == "gptq":
             raise SparqError(f"{self.method} learns its clipping with rounding to nearest: rounding cannot be 'gptq'")
+        if self.learns and self.weight_range != "max":
+            raise SparqError(
+                f"{self.method} learns how far ranges reach, from nearly all of each: weight_range must be 'max', not"
+                f" {self.weight_range!r}"
+            )
         if self.low_rank is not None and not self.distills:
             raise SparqError(
                 f"low_rank is for the method best with weights of 2 to 8 bits, not for {self.name}: leave it out"

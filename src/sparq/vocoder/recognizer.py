@@ -9,6 +9,7 @@ from jaxtyping import Float32
 from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from sparq.bfloat16 import is_native
 from sparq.errors import SparqError
 from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
@@ -29,7 +30,9 @@ _TOKENS_AT_LEAST = 16
 
 
 class Recognizer:
-    """Whisper (Radford et al. 2022) in bfloat16, decoding English greedily without timestamps.
+    """Whisper (Radford et al. 2022), decoding English greedily without timestamps.
+
+    It computes in bfloat16 where the processor has products of it, else in float32.
 
     Args:
         model: folder, hub name or `pretrained:` name of a Whisper, an English or a multilingual one.
@@ -43,7 +46,7 @@ class Recognizer:
         with quiet_transformers():
             try:
                 self._network: Any = WhisperForConditionalGeneration.from_pretrained(
-                    folder, use_safetensors=True, dtype=torch.bfloat16
+                    folder, use_safetensors=True, dtype=torch.bfloat16 if is_native() else torch.float32
                 ).eval()
                 self._features: Any = WhisperFeatureExtractor.from_pretrained(folder)
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -77,7 +80,7 @@ class Recognizer:
                 raise SparqError(f"a clip of {longest:.1f} s is too long for Whisper: give at most 30 s")
             inputs = self._features(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
             prompt = torch.tensor([self._prompt] * len(clips))
-            inputs = inputs.bfloat16()
+            inputs = inputs.to(self._network.dtype)
             # Whisper's own generate() is for long files and many languages.
             ids = GenerationMixin.generate(
                 self._network,
