@@ -73,3 +73,4 @@ def test_other_types_are_left_alone() -> None:
 def test_only_where_the_processor_lacks_them(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bfloat16, "is_native", lambda: native)
     assert isinstance(fast_products(), contextlib.nullcontext if native else Float32Products)
+    assert isinstance(fast_products(torch.float32), contextlib.nullcontext)

@@ -12,6 +12,7 @@ import soundfile
 import torch
 
 import small_world
+from sparq import bfloat16
 from sparq.adaptation import load_speechlm, read_description
 from sparq.audio import read_manifest, read_waveform, write_wav
 from sparq.cli.main import main
@@ -127,7 +128,11 @@ def test_a_model_speaks_in_the_type_that_it_is_told(
     for name in ("bfloat16", "float32"):
         command = _command(world, "speak", "open", "--out", tmp_path / f"{name}.wav", "--max-new", "9", "--dtype", name)
         assert main([*command, *_vocoder(world)]) == 0
-    assert seen == [{torch.bfloat16}, {torch.float32}]
+    for native in (True, False):
+        monkeypatch.setattr(bfloat16, "is_native", lambda native=native: native)
+        command = _command(world, "speak", "open", "--out", tmp_path / f"{native}.wav", "--max-new", "9")
+        assert main([*command, *_vocoder(world)]) == 0
+    assert seen == [{torch.bfloat16}, {torch.float32}] * 2
 
 
 def test_a_stream_is_what_generation_gives(world: Path) -> None:

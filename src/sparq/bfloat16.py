@@ -28,13 +28,14 @@ def is_native() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def fast_products() -> contextlib.AbstractContextManager[object]:
-    """Return a context in which products of bfloat16 on the CPU are fast, with their backward passes.
+def fast_products(dtype: torch.dtype = torch.bfloat16) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which a model's products on the CPU are fast, with their backward passes.
 
-    It changes nothing where they are native. Elsewhere it costs some 10 microseconds an operation, whatever the type,
-    so it belongs around work on many tokens.
+    It changes nothing for other types than bfloat16, nor where products of that are native. Elsewhere it costs some 10
+    microseconds an operation, so it belongs around work on many tokens.
     """
-    return contextlib.nullcontext() if is_native() else Float32Products()  # type: ignore[no-untyped-call]
+    wanted = dtype == torch.bfloat16 and not is_native()
+    return Float32Products() if wanted else contextlib.nullcontext()  # type: ignore[no-untyped-call]
 
 
 class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
