@@ -74,3 +74,6 @@ def test_only_where_the_processor_lacks_them(native: bool, monkeypatch: pytest.M
     monkeypatch.setattr(bfloat16, "is_native", lambda: native)
     assert isinstance(fast_products(), contextlib.nullcontext if native else Float32Products)
     assert isinstance(fast_products(torch.float32), contextlib.nullcontext)
+    small, large = nn.Linear(10, 10), nn.Linear(500, 500)
+    assert isinstance(fast_products(model=small), contextlib.nullcontext)
+    assert type(fast_products(model=large)) is type(fast_products())

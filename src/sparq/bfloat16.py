@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -22,20 +22,31 @@ _PRODUCTS = frozenset({
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default,  # the forward pass is as fast as in float32
 })  # fmt: skip
 
+_WORTH = 200_000
+"""With fewer weights, plain loops end sooner than Python has looked at every operation."""
+
 
 def is_native() -> bool:
     """Return whether PyTorch has fast products of bfloat16 on this processor: with AVX-512 or Arm's BF16."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def fast_products(dtype: torch.dtype = torch.bfloat16) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which a model's products on the CPU are fast, with their backward passes.
+def fast_products(
+    dtype: torch.dtype = torch.bfloat16, model: nn.Module | None = None
+) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which products of bfloat16 on the CPU are fast, with their backward passes.
 
-    It changes nothing for other types than bfloat16, nor where products of that are native. Elsewhere it costs some 10
-    microseconds an operation, so it belongs around work on many tokens.
+    It changes nothing for other types, nor where products of bfloat16 are native. Elsewhere it costs some 10
+    microseconds an operation, so it belongs around work on many tokens, and very small models do without it.
+
+    Args:
+        dtype: what is multiplied.
+        model: by whose weights; None stands for a large one.
     """
     wanted = dtype == torch.bfloat16 and not is_native()
-    return Float32Products() if wanted else contextlib.nullcontext()  # type: ignore[no-untyped-call]
+    if not wanted or (model is not None and sum(p.numel() for p in model.parameters()) < _WORTH):
+        return contextlib.nullcontext()
+    return Float32Products()  # type: ignore[no-untyped-call]
 
 
 class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
