@@ -165,7 +165,10 @@ class TrainingRun:
         sums: list[float | Tensor] = [0.0] * 7
         micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
         for number, batch in enumerate(micro_batches, start=1):
-            with fast_products(self.dtype, self.model), self.workers.micro_batch(self.loss, last=number == len(micro_batches)):
+            with (
+                fast_products(self.dtype, self.model),
+                self.workers.micro_batch(self.loss, last=number == len(micro_batches)),
+            ):
                 loss = self.loss(batch, settings.label_smoothing)
                 trim_heap(loss.objective.device)
                 loss.objective.backward()
