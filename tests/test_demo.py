@@ -5,6 +5,7 @@ import json
 import zipfile
 from importlib.resources import files
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -82,8 +83,13 @@ def test_the_quick_demo(
     assert low.prose_ppl.value > 20 * full.prose_ppl.value
     live = results.curves["vanilla"].live
     assert live is not None
-    # Another CPU rounds bfloat16 products in another order; the same training is within a small part of a nat.
-    assert live.max_abs_difference is not None
-    assert live.max_abs_difference < 0.5
+    stored = results.curves["vanilla"].points[:LIVE_UPDATES]
+    if [point.tokens for point in live.points] == [point.tokens for point in stored]:
+        # Another CPU rounds bfloat16 products in another order; the same training is within a small part of a nat.
+        assert live.max_abs_difference is not None
+        assert live.max_abs_difference < 0.5
+    else:  # On a CPU without bfloat16 some frames get other units, lengths differ, and so do batches.
+        assert live.max_abs_difference is None
+        assert abs(fmean(p.loss for p in live.points) - fmean(p.loss for p in stored)) < 0.5
     assert main(["demo", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "report: already done" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from sparq.report import (
     PRECISIONS,
     CurvePoint,
     HiddenMap,
+    LiveSlice,
     Perplexity,
     Results,
     Row,
@@ -271,3 +272,19 @@ def test_the_widest_numbers_fit_too():
     rows = tuple(huge(f, p) for f in FRAMEWORKS for p in PRECISIONS)
     text = "\n".join(draw(table) for table in (main_table(bare(rows)), prose_table(bare(rows))))
     assert max(map(len, text.splitlines())) <= WIDTH
+
+
+def test_a_repeated_training_is_compared_by_its_means_where_batches_were_others() -> None:
+    def points(*losses: float) -> tuple[CurvePoint, ...]:
+        return tuple(
+            CurvePoint(update=number, tokens=10 * number, seconds=1.0, loss=loss, lr=1e-3)
+            for number, loss in enumerate(losses, start=1)
+        )
+
+    same = LiveSlice(points=points(3.0, 2.0), max_abs_difference=0.5)
+    other = LiveSlice(points=points(3.0, 2.0))
+    curve = TrainingCurve(points=points(3.5, 2.5, 9.0), live=same)
+    assert curve.comparison() == "losses differ from the stored ones by 0.50 at most"
+    said = dataclasses.replace(curve, live=other).comparison()
+    assert said.startswith("batches are not the stored ones")
+    assert said.endswith("mean loss 2.50, stored 3.00")

@@ -124,12 +124,10 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
     live.train(f"live slice {framework}")
     remove(folder / "live" / "checkpoint")
     training = read_description(run.model(framework)).training
-    repeated = training_curve(run, framework).live
-    assert repeated is not None
     _LOG.info(
         "  %s: shipped adapters (%d updates, %d tokens, %.0f minutes of training); %d updates repeated live: loss"
-        " %.2f -> %.2f, at most %.4f from the shipped log",
+        " %.2f -> %.2f; %s",
         framework, training["updates"], training["tokens"], training["seconds"] / 60, len(live.log),
-        live.log[0].loss, live.log[-1].loss, repeated.max_abs_difference,
+        live.log[0].loss, live.log[-1].loss, training_curve(run, framework).comparison(),
     )  # fmt: skip
     return [run.model(framework), folder / "train.jsonl", live.log_file]

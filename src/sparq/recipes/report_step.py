@@ -166,8 +166,10 @@ def training_curve(run: RunFolder, framework: str) -> TrainingCurve:
     live_log = read_log(training_folder(run, framework) / "live" / "train.jsonl")
     live = None
     if live_log:
-        differences = [abs(a.loss - b.loss) for a, b in zip(live_log, log, strict=False)]
-        live = LiveSlice(points=_points(live_log), max_abs_difference=max(differences))
+        pairs = list(zip(live_log, log, strict=False))
+        same = all(a.tokens == b.tokens for a, b in pairs)
+        difference = max(abs(a.loss - b.loss) for a, b in pairs) if same else None
+        live = LiveSlice(points=_points(live_log), max_abs_difference=difference)
     return TrainingCurve(points=_points(log), live=live)
 
 

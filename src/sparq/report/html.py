@@ -13,7 +13,7 @@ from sparq.report.audio import Clip, embed
 from sparq.report.codec import to_json
 from sparq.report.definitions import DEFINITIONS
 from sparq.report.heatmaps import attention_maps, hidden_maps
-from sparq.report.numbers import precision_label, show_bytes, show_number
+from sparq.report.numbers import precision_label, show_bytes
 from sparq.report.outlier_tables import outlier_tables
 from sparq.report.plots import layer_norms, learning_curves, outlier_bars, perplexity_bars
 from sparq.report.results import Results
@@ -203,11 +203,5 @@ def _live(results: Results) -> list[str]:
         if curve.live is None or not curve.live.points:
             continue
         first, last = curve.live.points[0].update, curve.live.points[-1].update
-        text = f"{name}: this run repeated updates {first:,} to {last:,}"
-        if curve.live.max_abs_difference is None:
-            text += "; its losses were not compared with the stored ones."
-        else:
-            difference = show_number(curve.live.max_abs_difference)
-            text += f"; its losses differ from the stored ones by {difference} at most."
-        sentences.append(text)
+        sentences.append(f"{name}: this run repeated updates {first:,} to {last:,}; its {curve.comparison()}.")
     return sentences

@@ -1,11 +1,13 @@
 """What a run leaves to be drawn: training curves, attention heat maps and hidden-state maps."""
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 from jaxtyping import Float
 
 from sparq.errors import SparqError
+from sparq.report.numbers import show_number
 
 Matrix = tuple[tuple[float, ...], ...]
 """A two-dimensional array as JSON has it: a list of rows of one length."""
@@ -39,7 +41,8 @@ class LiveSlice:
 
     Attributes:
         points: the log of the repeated part.
-        max_abs_difference: largest absolute difference of its losses to the stored ones at the same updates.
+        max_abs_difference: largest absolute difference of its losses to the stored ones at the same updates; None where
+            its updates did not have as many tokens, so that their batches were others.
     """
 
     points: tuple[CurvePoint, ...]
@@ -52,6 +55,21 @@ class TrainingCurve:
 
     points: tuple[CurvePoint, ...]
     live: LiveSlice | None = None
+
+    def comparison(self) -> str:
+        """Say how the losses of the repeated part compare with the stored ones."""
+        assert self.live is not None
+        if self.live.max_abs_difference is not None:
+            return f"losses differ from the stored ones by {show_number(self.live.max_abs_difference)} at most"
+        updates = {point.update for point in self.live.points}
+        live, stored = (
+            show_number(fmean(point.loss for point in points))
+            for points in (self.live.points, [point for point in self.points if point.update in updates])
+        )
+        return (
+            "batches are not the stored ones, because some frames got other units on this processor; mean loss"
+            f" {live}, stored {stored}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
