@@ -72,8 +72,10 @@ def test_other_types_are_left_alone() -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_only_where_the_processor_lacks_them(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bfloat16, "is_native", lambda: native)
-    assert isinstance(fast_products(), contextlib.nullcontext if native else Float32Products)
-    assert isinstance(fast_products(torch.float32), contextlib.nullcontext)
-    small, large = nn.Linear(10, 10), nn.Linear(500, 500)
-    assert isinstance(fast_products(model=small), contextlib.nullcontext)
-    assert type(fast_products(model=large)) is type(fast_products())
+    cpu, small, large = torch.device("cpu"), nn.Linear(10, 10), nn.Linear(500, 500)
+    here = contextlib.nullcontext if native else Float32Products
+    assert isinstance(fast_products(cpu, torch.bfloat16), here)
+    assert isinstance(fast_products(cpu, torch.bfloat16, large), here)
+    assert isinstance(fast_products(cpu, torch.bfloat16, small), contextlib.nullcontext)
+    assert isinstance(fast_products(cpu, torch.float32, large), contextlib.nullcontext)
+    assert isinstance(fast_products(torch.device("cuda"), torch.bfloat16, large), contextlib.nullcontext)

@@ -32,18 +32,19 @@ def is_native() -> bool:
 
 
 def fast_products(
-    dtype: torch.dtype = torch.bfloat16, model: nn.Module | None = None
+    device: torch.device, dtype: torch.dtype, model: nn.Module | None = None
 ) -> contextlib.AbstractContextManager[object]:
-    """Return a context in which products of bfloat16 on the CPU are fast, with their backward passes.
+    """Return a context in which products of bfloat16 are fast on the CPU, with their backward passes.
 
-    It changes nothing for other types, nor where products of bfloat16 are native. Elsewhere it costs some 10
-    microseconds an operation, so it belongs around work on many tokens, and very small models do without it.
+    It changes nothing on other devices, for other types, nor where products of bfloat16 are native. Elsewhere it costs
+    some 10 microseconds an operation, so it belongs around work on many tokens, and very small models do without it.
 
     Args:
+        device: where products are made.
         dtype: what is multiplied.
         model: by whose weights; None stands for a large one.
     """
-    wanted = dtype == torch.bfloat16 and not is_native()
+    wanted = device.type == "cpu" and dtype == torch.bfloat16 and not is_native()
     if not wanted or (model is not None and sum(p.numel() for p in model.parameters()) < _WORTH):
         return contextlib.nullcontext()
     return Float32Products()  # type: ignore[no-untyped-call]

@@ -122,8 +122,9 @@ def distill(
         for step in range(done, len(order)):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _rate(step, len(order))
-            with fast_products(model=model):
-                loss = _backward(model, examples[order[step]])
+            example = examples[order[step]]
+            with fast_products(example.ids.device, torch.bfloat16, model):
+                loss = _backward(model, example)
             if not math.isfinite(loss):
                 raise SparqError(f"training {scheme.name} diverged: scale_rate {scheme.scale_rate:g} is too high{rank}")
             optimizer.step()

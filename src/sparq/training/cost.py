@@ -98,7 +98,7 @@ def measure_cost(
         loss.train()
         whole_update()
 
-    with fast_products(model.dtype, model):
+    with fast_products(device, model.dtype, model):
         grown = peak_bytes(train, device)
     if grown is None:
         return None

@@ -67,7 +67,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     fastest, spent = float("inf"), 0.0
     for number in range(100):
         start = time.perf_counter()
-        with fast_products(dtype):
+        with fast_products(device, dtype):
             torch.mm(a, b)
         if device.type == "cuda":
             torch.cuda.synchronize(device)

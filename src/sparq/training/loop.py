@@ -166,7 +166,7 @@ class TrainingRun:
         micro_batches = list(self.workers.own(itertools.islice(self.stream, settings.accumulate)))
         for number, batch in enumerate(micro_batches, start=1):
             with (
-                fast_products(self.dtype, self.model),
+                fast_products(self.workers.device, self.dtype, self.model),
                 self.workers.micro_batch(self.loss, last=number == len(micro_batches)),
             ):
                 loss = self.loss(batch, settings.label_smoothing)
@@ -236,7 +236,7 @@ class TrainingRun:
         self.loss.eval()
         sums: list[float | Tensor] = [0.0, 0.0, 0.0]
         # Sharded models want every process to call as often, so all do all; validation sets are small.
-        with fast_products(self.dtype, self.model):
+        with fast_products(self.workers.device, self.dtype, self.model):
             for batch in batches:
                 loss = self.loss(batch.to(self.workers.device))
                 sums = [a + b for a, b in zip(sums, (loss.nll, loss.num_correct, loss.num_targets), strict=True)]

@@ -68,11 +68,11 @@ class HubertFeatures:
                 # The rest behind the last frame counts in the normalization over time, so it stays.
                 end = (stop - 1) * self._hop + self._field if stop < len(target) else len(scaled)
                 samples = scaled[start * self._hop : end]
-                with fast_products(self._dtype, self._model):
+                with fast_products(self._device, self._dtype, self._model):
                     fronts.append(self._convolve(samples))
                 targets.append(target[start:stop])
         for batch in length_sorted([len(f) for f in fronts], self._frames_per_batch):
-            with fast_products(self._dtype, self._model):
+            with fast_products(self._device, self._dtype, self._model):
                 hidden = self._transform([fronts[i] for i in batch]).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]

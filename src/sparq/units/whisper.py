@@ -60,7 +60,7 @@ class WhisperFeatures:
                 targets.append(target[start:stop])
         for batch in length_sorted([len(t) + _TAIL for t in targets], _FRAMES_PER_BATCH):
             lengths = [len(targets[i]) for i in batch]
-            with fast_products(self._encoder.dtype, self._encoder):
+            with fast_products(self._encoder.device, self._encoder.dtype, self._encoder):
                 hidden = self._encode([pieces[i] for i in batch], lengths).float().cpu().numpy()
             for row, i in enumerate(batch):
                 targets[i][:] = hidden[row, : len(targets[i])]
