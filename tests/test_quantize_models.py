@@ -136,6 +136,11 @@ def test_generation_with_the_cache_equals_a_full_pass(name: str, ids: Tensor, re
             "activation_symmetric": False,
         },
         {"method": "rtn", "weight_bits": 16, "activation_bits": 8, "activation_granularity": "tensor"},
+        {"method": "gptq", "weight_bits": 4, "activation_bits": 8},
+        {"method": "rotation", "weight_bits": 4, "activation_bits": 4},
+        {"method": "omniquant", "weight_bits": 4, "activation_bits": 4, "epochs": 1},
+        # Behind a norm all readers share one matrix.
+        {"method": "affinequant", "weight_bits": 4, "activation_bits": 16, "epochs": 1},
     ],
 )
 def test_save_and_load_give_the_same_logits_bit_for_bit(

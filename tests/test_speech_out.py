@@ -129,7 +129,7 @@ def test_a_model_speaks_in_the_type_that_it_is_told(
         command = _command(world, "speak", "open", "--out", tmp_path / f"{name}.wav", "--max-new", "9", "--dtype", name)
         assert main([*command, *_vocoder(world)]) == 0
     for native in (True, False):
-        monkeypatch.setattr(bfloat16, "is_native", lambda native=native: native)
+        monkeypatch.setattr(bfloat16, "is_native", lambda _, native=native: native)
         command = _command(world, "speak", "open", "--out", tmp_path / f"{native}.wav", "--max-new", "9")
         assert main([*command, *_vocoder(world)]) == 0
     assert seen == [{torch.bfloat16}, {torch.float32}] * 2

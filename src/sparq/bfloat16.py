@@ -26,9 +26,9 @@ _WORTH = 200_000
 """With fewer weights, plain loops end sooner than Python has looked at every operation."""
 
 
-def is_native() -> bool:
-    """Return whether PyTorch has fast products of bfloat16 on this processor: with AVX-512 or Arm's BF16."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def is_native(device: torch.device) -> bool:
+    """Return whether PyTorch has fast products of bfloat16 there: on a CPU with AVX-512 or Arm's BF16, on any GPU."""
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def fast_products(
@@ -44,7 +44,7 @@ def fast_products(
         dtype: what is multiplied.
         model: by whose weights; None stands for a large one.
     """
-    wanted = device.type == "cpu" and dtype == torch.bfloat16 and not is_native()
+    wanted = dtype == torch.bfloat16 and not is_native(device)
     if not wanted or (model is not None and sum(p.numel() for p in model.parameters()) < _WORTH):
         return contextlib.nullcontext()
     return Float32Products()  # type: ignore[no-untyped-call]

@@ -135,7 +135,7 @@ class OutlierFreeAttention(nn.Module):
         if self.has_maximum:
             sink = "maximum"
         elif not self.is_softmax:
-            sink = torch.zeros(self.heads, dtype=query.dtype) if self.sink is None else self.sink
+            sink = query.new_zeros(self.heads) if self.sink is None else self.sink
         return short_documents_attention(query, key, value, sink, lengths, scaling=scaling)
 
     @property

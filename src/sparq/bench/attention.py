@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sparq.attention import AttentionSpec, OutlierFreeAttention
 from sparq.bench.interleaved import Ratio, interleave
+from sparq.devices import synchronize
 from sparq.process_memory import peak_bytes
 
 Pass = Literal["forward", "forward+backward", "decode"]
@@ -96,11 +97,7 @@ def bench_attention(
         for name in names:
             runs[name] = _step(case, query, key, value, _attention(name, case, query))
 
-        def synchronize() -> None:
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-
-        ratios = interleave(runs, baseline=BASELINE, rounds=rounds, synchronize=synchronize)
+        ratios = interleave(runs, baseline=BASELINE, rounds=rounds, synchronize=lambda: synchronize(device))
         peaks = {name: _peak(run, device) for name, run in runs.items()}
         base = peaks[BASELINE]
         for name, ratio in ratios.items():

@@ -47,8 +47,8 @@ def generate_targets(
             input_ids[row, length - len(prompts[index]) :] = torch.tensor(list(prompts[index]))
             mask[row, length - len(prompts[index]) :] = 1
         output = model.generate(
-            input_ids=input_ids,
-            attention_mask=mask,
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.to(model.device),
             max_new_tokens=max_new_tokens,
             num_beams=num_beams,
             do_sample=temperature is not None,
@@ -79,7 +79,7 @@ def stream_target(
         max_new_tokens: the bound on what is generated.
     """
     pad, end = vocabulary.token_id(PAD), vocabulary.token_id(END)
-    ids, cache = torch.tensor([list(prompt)]), None
+    ids, cache = torch.tensor([list(prompt)], device=model.device), None
     for _ in range(max_new_tokens):
         # Left before an id is yielded: the listener computes in its own mode.
         with torch.inference_mode():

@@ -68,6 +68,7 @@ def log_likelihoods(
         for row, example in enumerate(group):
             input_ids[row, : len(example)] = torch.tensor((*example.prompt, *example.target))
             counted[row, len(example.prompt) : len(example)] = True
+        input_ids, counted = input_ids.to(model.device), counted.to(model.device)
         logits = model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
         chosen = torch.log_softmax(logits, dim=-1).gather(2, input_ids[:, 1:, None])[..., 0]
         sums = torch.where(counted[:, 1:], chosen.double(), 0.0).sum(dim=1).tolist()
@@ -82,7 +83,7 @@ def prose_perplexity(model: PreTrainedModel, token_ids: Int[Tensor, " tokens"], 
     """Return the perplexity of running text in windows of `context` tokens, whose first tokens are not counted."""
     nll, tokens = 0.0, 0
     for start in range(0, len(token_ids) - 1, context):
-        window = token_ids[None, start : start + context]
+        window = token_ids[None, start : start + context].to(model.device)
         if window.shape[1] < 2:
             break
         logits = model(input_ids=window, use_cache=False).logits[:, :-1].float()

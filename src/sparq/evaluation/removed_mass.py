@@ -55,16 +55,16 @@ def removed_mass(
     def on_attention(index: int, seen: SeenAttention) -> None:
         scores, allowed = seen.scores(), seen.allowed()
         for number, spec in enumerate(specs):
-            sink = torch.zeros(1, 1) if spec.normalization == "learned_sink" else None
+            sink = scores.new_zeros(1, 1) if spec.normalization == "learned_sink" else None
             kept = attention_probabilities(scores, allowed, spec.normalization, sink=sink, clip=spec.clip)
             # [batch heads queries]
             lost = (1 - kept.sum(dim=-1)) * counted[:, None]
             total[number, index] += lost.sum(dim=(0, 2), dtype=torch.float64).cpu()
 
     for batch in batches:
-        ids = batch["input_ids"]
+        ids = batch["input_ids"].to(model.device)
         mask = batch.get("attention_mask")
-        counted = torch.ones_like(ids) if mask is None else mask.ne(0)
+        counted = torch.ones_like(ids) if mask is None else mask.to(model.device).ne(0)
         num_tokens += int(counted.sum())
         observe(model, ids, counted, on_attention=on_attention)
     if num_tokens == 0:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedModel
 
 from sparq.adaptation import add_lora, lora_preset, trainable_parameters
+from sparq.devices import synchronize
 from sparq.papers.experiments import FULL, Cell, Measure
 from sparq.papers.trained import TrainedCell
 from sparq.quantization import to_integers
@@ -97,7 +98,8 @@ def _milliseconds(model: PreTrainedModel, sequences: Sequence[Tensor]) -> float 
             rounds = []
             for _ in range(_ROUNDS):
                 start = time.perf_counter()
-                model(ids[None])
+                model(ids[None].to(model.device))
+                synchronize(model.device)
                 rounds.append(time.perf_counter() - start)
             times.append(1000 * min(rounds))
     return median(times) if times else None

@@ -87,8 +87,8 @@ def measure_norm_condition(
             hook(index, layer.get_submodule("k_proj"))  # type: ignore[arg-type]
         with evaluating(model), torch.no_grad():
             for batch in batches:
-                ids = batch["input_ids"]
-                mask = batch.get("attention_mask", torch.ones_like(ids)).bool()
+                ids = batch["input_ids"].to(model.device)
+                mask = batch.get("attention_mask", torch.ones_like(ids)).to(model.device).bool()
                 positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
                 model(input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=False)
     finally:

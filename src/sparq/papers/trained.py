@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from sparq.adaptation import SpeechLM, load_speechlm
+from sparq.devices import compute_device
 from sparq.files import atomic_path, read_json, write_json
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.profiles import Profile
@@ -58,7 +59,9 @@ class TrainedCell:
     @cached_property
     def speechlm(self) -> SpeechLM:
         """The model in full precision."""
-        return load_speechlm(self.run.model(self.cell.framework))
+        speechlm = load_speechlm(self.run.model(self.cell.framework))
+        speechlm.model.to(compute_device())
+        return speechlm
 
     @cached_property
     def _listener(self) -> Listener | None:

@@ -65,8 +65,8 @@ class Change(nn.Module):
         self.log_scale = nn.Parameter(scale.float().log())
         self.shift = nn.Parameter(shift.float().clone()) if junction.shifts else None
         size = junction.width // junction.heads
-        self.mix = nn.Parameter(torch.zeros(junction.heads, size, size)) if junction.whole else None
-        self.register_buffer("admitted", torch.zeros(()))
+        self.mix = nn.Parameter(self.log_scale.new_zeros(junction.heads, size, size)) if junction.whole else None
+        self.register_buffer("admitted", self.log_scale.new_zeros(()))
 
     def scale(self) -> Float[Tensor, " width"]:
         """Return the diagonal of A."""
@@ -82,7 +82,7 @@ class Change(nn.Module):
         scale = self.scale().view(heads, size)
         if self.mix is None:
             return torch.diag_embed(scale)
-        index = torch.arange(size)
+        index = torch.arange(size, device=scale.device)
         distance = (index[:, None] - index).abs()
         band = ((distance > 0) & (distance <= self.admitted * size)).to(self.mix.dtype)
         return torch.diag_embed(scale) + self.stability * self.mix * band * scale[:, None]

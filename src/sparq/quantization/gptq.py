@@ -43,15 +43,17 @@ def gptq_round(
     hessian.diagonal()[unused] = 1.0
     weight[:, unused] = 0.0
     columns = weight.shape[1]
-    order = torch.argsort(hessian.diagonal(), descending=True) if by_importance else torch.arange(columns)
+    diagonal = hessian.diagonal()
+    order = torch.argsort(diagonal, descending=True) if by_importance else torch.arange(columns, device=diagonal.device)
     factor = _inverse_factor(hessian[order][:, order], damping).float()
     weight = weight[:, order]
-    integers = torch.empty(weight.shape, dtype=torch.int8)
+    integers = torch.empty_like(weight, dtype=torch.int8)
+    ordered = order.tolist()
     for start in range(0, columns, _BLOCK):
         end = min(start + _BLOCK, columns)
-        errors = torch.empty(weight.shape[0], end - start)
+        errors = weight.new_empty(weight.shape[0], end - start)
         for j in range(start, end):
-            column = grid.column(int(order[j]), columns)
+            column = grid.column(ordered[j], columns)
             integers[:, j : j + 1] = column.round(weight[:, j : j + 1])
             error = (weight[:, j : j + 1] - column.value(integers[:, j : j + 1])) / factor[j, j]
             weight[:, j + 1 : end] -= error * factor[j, j + 1 : end]
@@ -64,7 +66,7 @@ def _inverse_factor(hessian: Float[Tensor, "n n"], damping: float) -> Float[Tens
     """Return the upper Cholesky factor of the damped hessian's inverse."""
     mean = float(hessian.diagonal().mean())
     for share in (damping, 10 * damping, 100 * damping):
-        damped = hessian + share * mean * torch.eye(len(hessian), dtype=hessian.dtype)
+        damped = hessian + share * mean * torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             inverse = torch.cholesky_inverse(lower)

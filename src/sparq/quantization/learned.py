@@ -123,11 +123,12 @@ def _start(stream: BlockStream, index: int, junction: Junction, scheme: Quantiza
     """Return a change that starts as SmoothQuant's, with the middle of each channel's range as shift."""
     block = stream.blocks[index]
     reader = block.get_submodule(junction.readers[0])
-    low = torch.full((reader.in_features,), math.inf)  # type: ignore[arg-type]
-    high = -low
+    lows, highs = [], []
     for batch in range(len(stream.batches)):
         x = stream.inputs(index, reader, batch).float()
-        low, high = torch.minimum(low, x.amin(0)), torch.maximum(high, x.amax(0))
+        lows.append(x.amin(0))
+        highs.append(x.amax(0))
+    low, high = torch.stack(lows).amin(0), torch.stack(highs).amax(0)
     # Query heads that read one value head have its change in common.
     low = _by_value_head(low, junction).amin(1).flatten()
     high = _by_value_head(high, junction).amax(1).flatten()

@@ -33,9 +33,9 @@ class _Simulated(nn.Module):
         super().__init__()
         self.scheme = scheme
         self.register_buffer("weight", linear.weight.detach())
-        self.register_buffer("bias", torch.zeros(linear.out_features, dtype=linear.weight.dtype))
-        self.register_buffer("divisor", torch.ones(linear.in_features))
-        self.register_buffer("matrix", torch.zeros(0))
+        self.register_buffer("bias", self.weight.new_zeros(linear.out_features))
+        self.register_buffer("divisor", self.weight.new_ones(linear.in_features, dtype=torch.float32))
+        self.register_buffer("matrix", self.weight.new_zeros(0, dtype=torch.float32))
 
     def forward(self, x: Float[Tensor, "*tokens inputs"]) -> Float[Tensor, "*tokens outputs"]:
         scheme = self.scheme
@@ -76,7 +76,8 @@ class LearnedBlock(nn.Module):
             if scheme.weight_bits != FLOAT_BITS:
                 groups = linear.in_features // (scheme.group_size or linear.in_features)
                 for shares in (self.low, self.high):
-                    shares[name.replace(".", "/")] = nn.Parameter(torch.full((linear.out_features, groups, 1), WIDE))
+                    wide = linear.weight.new_full((linear.out_features, groups, 1), WIDE, dtype=torch.float32)
+                    shares[name.replace(".", "/")] = nn.Parameter(wide)
             block.set_submodule(name, _Simulated(linear, scheme))
 
     @property
@@ -111,7 +112,7 @@ class LearnedBlock(nn.Module):
                 bias = biases[junction.maker]
                 weights[junction.maker] = change.change_value(weights[junction.maker])
                 if bias is not None or change.shift is not None:
-                    bias = torch.zeros(junction.width) if bias is None else bias
+                    bias = torch.zeros_like(change.scale()) if bias is None else bias
                     biases[junction.maker] = change.change_offset(bias)
             elif junction.whole:
                 inverse = torch.linalg.inv(change.matrix()[0].double()).float()

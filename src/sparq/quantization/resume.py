@@ -40,7 +40,7 @@ class BlockStore:
     def __init__(
         self, folder: Path, model: PreTrainedModel, scheme: QuantizationScheme, batches: Sequence[CalibrationBatch]
     ) -> None:
-        self.folder, self.scheme = Path(folder), scheme
+        self.folder, self.scheme, self.device = Path(folder), scheme, model.device
         attention = saved_attention(model)
         key = {
             "scheme": fingerprint(scheme.to_dict()),
@@ -99,7 +99,7 @@ class BlockStore:
             tensors: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError) as error:
             raise SparqError(f"{path} is damaged ({error}): remove it, and what it held is made again") from error
-        return tensors
+        return {key: tensor.to(self.device) for key, tensor in tensors.items()}
 
 
 def _parts(batch: CalibrationBatch) -> Mapping[str, Tensor]:

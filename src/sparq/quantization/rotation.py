@@ -106,7 +106,7 @@ def rotate(model: PreTrainedModel, seed: int) -> None:
             raise SparqError(
                 f"{path} is {width} wide and the model {hidden}: rotation does not go through a projection before norms"
             )
-    rotation = random_rotation(hidden, generator)
+    rotation = random_rotation(hidden, generator).to(final.weight.device)
     norms = [{group.norm: _part(block, group.norm) for group in family.norm_groups} for block in decoder_blocks(model)]
     replace_norms(model)
     for module in model.modules():
@@ -141,8 +141,8 @@ def _rotate_values(model: PreTrainedModel, generator: torch.Generator) -> None:
         if converted is not None and converted.spec.gate is not None and converted.spec.gate.form == "elementwise":
             continue  # a gate of its own for each channel does not commute
         head_dim = attention.head_dim if hasattr(attention, "head_dim") else attention.head_size
-        rotation = random_rotation(head_dim, generator)
         value, output = _part(block, family.value), _part(block, family.output)
+        rotation = random_rotation(head_dim, generator).to(value.weight.device)
         for tensor in (value.weight, value.bias):
             if tensor is None:
                 continue

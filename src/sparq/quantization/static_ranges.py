@@ -128,7 +128,7 @@ def channel_factors(model: PreTrainedModel, batches: Iterable[CalibrationBatch])
 
 def _largest(pieces: list[Tensor], rank: int) -> Tensor:
     """Return the value of that rank among all, from 1 for the largest."""
-    kept = torch.empty(0)
+    kept = pieces[0].new_empty(0)
     for piece in pieces:
         values = torch.cat([kept, piece.flatten()])
         kept = values.topk(min(rank, len(values)), sorted=False).values

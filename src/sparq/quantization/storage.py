@@ -123,7 +123,7 @@ def load_quantized(folder: Path, build: Callable[[PretrainedConfig], PreTrainedM
         replace_norms(model)
     quantize_attention(model, scheme)
     aliases: Mapping[str, str] = description["aliases"]
-    _place_linears(model, scheme, tensors, folder)
+    _place_linears(model, scheme, tensors, aliases, folder)
     if scheme.embedding_bits != FLOAT_BITS:
         _place_embeddings(model, scheme.embedding_bits, tensors, aliases, folder)
     try:
@@ -210,12 +210,18 @@ def _build(
 
 
 def _place_linears(
-    model: PreTrainedModel, scheme: QuantizationScheme, tensors: dict[str, Tensor], folder: Path
+    model: PreTrainedModel,
+    scheme: QuantizationScheme,
+    tensors: dict[str, Tensor],
+    aliases: Mapping[str, str],
+    folder: Path,
 ) -> None:
     for name, linear in list(named_linears(model)):
         assert isinstance(linear, nn.Linear)
         _unpack_weight(tensors, name, scheme.for_layer(name).weight_bits, linear.in_features)
-        found: dict[str, Any] = {key: tensors[f"{name}.{key}"] for key in _BUFFERS if f"{name}.{key}" in tensors}
+        # Layers that read one norm may share a matrix.
+        stored = {key: aliases.get(f"{name}.{key}", f"{name}.{key}") for key in _BUFFERS}
+        found: dict[str, Any] = {key: tensors[full] for key, full in stored.items() if full in tensors}
         _check_shapes(found, scheme, linear, f"{folder / TENSORS} does not fit {name}")
         layer = QuantizedLinear(
             **found,

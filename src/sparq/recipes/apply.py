@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.audio.text import normalize_text
 from sparq.audio.waveform import read_waveform
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation import generate_targets
 from sparq.quantization import load_quantized
@@ -38,12 +39,12 @@ def load_model(folder: Path, precision: str) -> tuple[SpeechLM, PreTrainedModel]
     """
     speechlm = load_speechlm(folder)
     if precision == "full":
-        return speechlm, speechlm.model
+        return speechlm, speechlm.model.to(compute_device())
     # RUN/models/FRAMEWORK -> RUN/quantized/FRAMEWORK/PRECISION
     quantized = folder.absolute().parent.parent / "quantized" / folder.absolute().name / precision
     if not quantized.is_dir():
         raise SparqError(f"no {precision} model at {quantized}: `sparq quantize` makes it beside the trained one")
-    return speechlm, load_quantized(quantized)
+    return speechlm, load_quantized(quantized).to(compute_device())
 
 
 def encode_recordings(speechlm: SpeechLM, files: Sequence[Path]) -> list[list[int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation.perplexity import Perplexity, prose_perplexity
 from sparq.files import atomic_path
@@ -141,6 +142,7 @@ def text_perplexity(
         raise SparqError(f"{reference} is not quantized: --integers needs a folder that sparq quantize wrote")
     loaded: PreTrainedTokenizerBase = load_tokenizer(tokenizer or reference)
     model: PreTrainedModel = load_quantized(Path(reference)) if quantized else load_model(reference, attention)
+    model.to(compute_device())
     if integers:
         to_integers(model)
     pieces = prose_pieces(model, loaded, text, tokens=tokens, context=context)

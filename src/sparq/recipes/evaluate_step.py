@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedModel
 
 from sparq.adaptation import SpeechLM, load_speechlm
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation import (
     Transcript,
@@ -77,6 +78,7 @@ def run_evaluate(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
         if file.exists():
             continue
         model = speechlm.model if precision == FULL else load_quantized(run.quantized(framework, precision))
+        model.to(compute_device())
         start = time.perf_counter()
         row, transcripts = measure(
             model,
@@ -284,7 +286,7 @@ class _Prose:
             tokenizer = AutoTokenizer.from_pretrained(reference)
         text = read_text(recipe.evaluate.prose)
         ids = tokenizer(" ".join(text.split()), return_tensors="pt", add_special_tokens=False).input_ids[0]
-        self.model = load_backbone(reference, attention=framework).model
+        self.model = load_backbone(reference, attention=framework).model.to(compute_device())
         self.context = min(PROSE_CONTEXT, self.model.config.max_position_embeddings)
         self.calibration, self.measured = ids[: self.context], ids[self.context :]
         if len(self.measured) < self.context:

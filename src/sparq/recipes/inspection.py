@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sparq.adaptation import load_speechlm
 from sparq.audio.text import normalize_text
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation import measure_outliers
 from sparq.evaluation.token_groups import GroupOutliers
@@ -138,7 +139,7 @@ def _group_note(name: str, group: str, found: GroupOutliers) -> str:
 def _causal_lm(
     reference: str, attention: str | None, text: Path | None, tokens: int, context: int
 ) -> tuple[PreTrainedModel, Sequences]:
-    model = load_model(reference, attention)
+    model = load_model(reference, attention).to(compute_device())
     tokenizer = load_tokenizer(reference)
     pieces = prose_pieces(model, tokenizer, text, tokens=tokens, context=context)
     sample = pieces[0][:PICTURE_TOKENS]
@@ -166,7 +167,8 @@ def _speechlm(
     # The last task shows most; of its sequences the one that comes nearest to filling the picture.
     sample = min([*tasks.values()][-1], key=lambda ids: abs(len(ids) - PICTURE_TOKENS))[:PICTURE_TOKENS]
     labels = tuple(vocabulary.pieces[int(i)] for i in sample)
-    return speechlm.model, Sequences(tasks=tasks, sample=sample, labels=labels, groups=_modalities(vocabulary))
+    model = speechlm.model.to(compute_device())
+    return model, Sequences(tasks=tasks, sample=sample, labels=labels, groups=_modalities(vocabulary))
 
 
 def _first(sequences: Iterable[Tensor], tokens: int) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from sparq.adaptation import load_speechlm
+from sparq.devices import compute_device
 from sparq.progress import progress
 from sparq.quantization import QuantizationScheme, quantize, save_quantized
 from sparq.quantization.names import settings_of_name
@@ -22,6 +23,7 @@ def run_quantize(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
     """Quantize the adapted model of a framework by every scheme, its adapters merged into a fresh float32 base."""
     set_threads(recipe)
     speechlm = load_speechlm(run.model(framework))
+    speechlm.model.to(compute_device())
     utterances = load_split(run, "train", speechlm.vocabulary)
     settings = recipe.quantize
     folders = [run.quantized(framework, name) for name in settings.schemes]

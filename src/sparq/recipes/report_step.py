@@ -12,6 +12,7 @@ from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.audio.manifest import read_manifest
 from sparq.audio.waveform import read_waveform
 from sparq.configuration import to_mapping
+from sparq.devices import compute_device
 from sparq.evaluation import read_records
 from sparq.files import read_json, remove
 from sparq.pretrained import resolve_model, weights_note
@@ -87,6 +88,7 @@ def gather(recipe: Recipe, run: RunFolder) -> Results:
     sample: Spoken | None = None
     for framework in recipe.frameworks:
         speechlm = load_speechlm(run.model(framework))
+        speechlm.model.to(compute_device())
         sample = sample or _sample(run, speechlm)
         pictures.add(framework, speechlm.model, *_sequence(speechlm, sample))
     stamps = {path.stem: run.stamp(path.stem) for path in sorted(run.steps.glob("*.json"))}

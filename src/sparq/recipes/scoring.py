@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparq.adaptation import SpeechLM
 from sparq.audio import read_waveform
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation import (
     MinimalPair,
@@ -146,7 +147,8 @@ def generative_perplexity(
     sounding = [i for i, waveform in enumerate(waveforms) if len(waveform)]
     heard = dict(zip(sounding, Recognizer(recognizer).transcribe([waveforms[i] for i in sounding]), strict=True))
     texts = tuple(heard.get(i, "") for i in range(len(files)))
-    return text_perplexity(texts, load_backbone(resolve_model(text_lm)).model, load_tokenizer(text_lm))
+    judge = load_backbone(resolve_model(text_lm)).model.to(compute_device())
+    return text_perplexity(texts, judge, load_tokenizer(text_lm))
 
 
 def _prompt(vocabulary: JointVocabulary, units: Sequence[int]) -> tuple[int, ...]:

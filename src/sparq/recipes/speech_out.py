@@ -160,7 +160,8 @@ def _load(folder: Path, precision: str, dtype: SpeakingType | None) -> tuple[Spe
     speechlm, network = load_model(folder, precision)
     if precision != "full":
         return speechlm, network
-    return speechlm, network.to(getattr(torch, dtype or ("bfloat16" if bfloat16.is_native() else "float32")))
+    fastest = "bfloat16" if bfloat16.is_native(network.device) else "float32"
+    return speechlm, network.to(getattr(torch, dtype or fastest))
 
 
 def load_packaged_or(folder: Path | None, *, units_fingerprint: str | None = None) -> Vocoder:

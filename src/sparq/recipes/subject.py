@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparq.adaptation import load_speechlm
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.evaluation import prose_perplexity, task_perplexity
 from sparq.models import load_model
@@ -90,7 +91,7 @@ def load_subject(reference: str, data: Data, *, calibrates: bool, attention: str
 def _causal_lm(reference: str, data: Data, *, calibrates: bool, attention: str | None) -> Subject:
     if tuple(data.tasks) != TASKS:
         raise SparqError(f"{reference} is no trained SpeechLM: leave --tasks out")
-    model = load_model(reference, attention)
+    model = load_model(reference, attention).to(compute_device())
     tokenizer = load_tokenizer(reference)
     batches: list[Mapping[str, Tensor]] = []
     if calibrates:
@@ -131,6 +132,7 @@ def _speechlm(reference: str, data: Data, *, calibrates: bool, attention: str | 
     if not run.units.is_dir():
         raise SparqError(f"{reference} is not in a run folder, whose units are needed: name RUN/models/FRAMEWORK")
     speechlm = load_speechlm(Path(reference))
+    speechlm.model.to(compute_device())
     vocabulary = speechlm.vocabulary
     batches: list[Mapping[str, Tensor]] = []
     if calibrates:

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 
 from sparq.adaptation import add_lora, count_parameters, trainable_parameters
 from sparq.data import Batch
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.models import convert
 from sparq.pretrained import resolve_model
@@ -153,7 +154,7 @@ def _plan_framework(
         counted = _build(recipe, framework, config, pieces=shapes.pieces, blocks=blocks)
     trained = count_parameters(list(trainable_parameters(counted).values()))
     most = _most_blocks(recipe, counted, blocks, shapes.largest)
-    device = _device()
+    device = compute_device()
 
     def measure(count: int) -> TrainingCost:
         with device:
@@ -212,7 +213,7 @@ def _build(
 
 def _most_blocks(recipe: Recipe, model: PreTrainedModel | PeftModel, blocks: int, largest: Batch) -> int:
     """Return how many blocks can be measured in the time and memory that there is, two at least."""
-    device = _device()
+    device = compute_device()
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
     else:
@@ -223,10 +224,6 @@ def _most_blocks(recipe: Recipe, model: PreTrainedModel | PeftModel, blocks: int
     held = sum((dtype.itemsize + (20 if p.requires_grad else 0)) * p.numel() for p in model.parameters())
     share: float = min(1.0, _LONGEST / seconds, 0.5 * free / held)
     return min(blocks, max(2, math.floor(share * blocks)))
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _size(count: float) -> str:

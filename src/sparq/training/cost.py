@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sparq.adaptation import trainable_parameters
 from sparq.bfloat16 import fast_products
 from sparq.data import Batch
+from sparq.devices import synchronize
 from sparq.process_memory import peak_bytes
 from sparq.training.loss import LanguageModelLoss
 from sparq.training.optimizer import MasterAdam
@@ -125,8 +126,7 @@ def _timed(
 def _clock(run: Callable[[], object], device: torch.device) -> float:
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
 
 

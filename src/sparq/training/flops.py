@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sparq.bfloat16 import fast_products
 from sparq.data import Batch
+from sparq.devices import synchronize
 
 _SIZE = {"cpu": 1024, "cuda": 8192}
 
@@ -69,8 +70,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
         start = time.perf_counter()
         with fast_products(device, dtype):
             torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        synchronize(device)
         seconds = time.perf_counter() - start
         spent += seconds
         fastest = min(fastest, seconds)

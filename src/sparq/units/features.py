@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from sparq.devices import compute_device
 from sparq.errors import SparqError, unknown
 from sparq.units.checkpoint import read_config
 from sparq.units.hubert import MODEL_CLASSES, load_hubert
@@ -65,7 +66,7 @@ class FeatureExtractor(Protocol):
         ...
 
 
-def load_extractor(spec: FeatureSpec, *, device: str = "cpu") -> FeatureExtractor:
+def load_extractor(spec: FeatureSpec) -> FeatureExtractor:
     """Load the extractor that a spec describes; only the layers up to the wanted one are loaded and computed.
 
     Raises:
@@ -79,7 +80,7 @@ def load_extractor(spec: FeatureSpec, *, device: str = "cpu") -> FeatureExtracto
     place: dict[str, Any] = {
         "layer": spec.layer,
         "dtype": _DTYPES[spec.dtype],
-        "device": torch.device(device),
+        "device": compute_device(),
     }
     if config.model_type == "whisper":
         return load_whisper(spec.model, config, **place)

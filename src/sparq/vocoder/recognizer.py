@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, GenerationMixin, WhisperFeatureExtractor
 from whisper_normalizer.english import EnglishTextNormalizer
 
 from sparq.bfloat16 import is_native
+from sparq.devices import compute_device
 from sparq.errors import SparqError
 from sparq.pretrained import resolve_model
 from sparq.pretrained.quiet import quiet_transformers
@@ -42,12 +43,12 @@ class Recognizer:
     """
 
     def __init__(self, model: str = WHISPER) -> None:
-        folder = resolve_model(model)
+        folder, device = resolve_model(model), compute_device()
         with quiet_transformers():
             try:
                 self._network: Any = WhisperForConditionalGeneration.from_pretrained(
-                    folder, use_safetensors=True, dtype=torch.bfloat16 if is_native() else torch.float32
-                ).eval()
+                    folder, use_safetensors=True, dtype=torch.bfloat16 if is_native(device) else torch.float32
+                ).eval().to(device)
                 self._features: Any = WhisperFeatureExtractor.from_pretrained(folder)
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             except (OSError, ValueError) as error:
@@ -79,14 +80,14 @@ class Recognizer:
             if longest > _LONGEST_SECONDS:
                 raise SparqError(f"a clip of {longest:.1f} s is too long for Whisper: give at most 30 s")
             inputs = self._features(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-            prompt = torch.tensor([self._prompt] * len(clips))
-            inputs = inputs.to(self._network.dtype)
+            prompt = torch.tensor([self._prompt] * len(clips), device=self._network.device)
+            inputs = inputs.to(self._network.device, self._network.dtype)
             # Whisper's own generate() is for long files and many languages.
             ids = GenerationMixin.generate(
                 self._network,
                 input_features=inputs,
                 # Its encoder reads every frame; without this, transformers warns that it cannot guess which are real.
-                attention_mask=torch.ones(inputs.shape[0], inputs.shape[2], dtype=torch.long),
+                attention_mask=prompt.new_ones(inputs.shape[0], inputs.shape[2]),
                 decoder_input_ids=prompt,
                 decoder_attention_mask=torch.ones_like(prompt),
                 max_new_tokens=_TOKENS_AT_LEAST + int(longest * _TOKENS_A_SECOND),
