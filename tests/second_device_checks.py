@@ -11,13 +11,14 @@ import accelerate
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import small_world
 import sparq
 from model_families import tiny_model
 from second_device import DEVICE, SecondDevice, SecondTensor
 from sparq.cli.main import main
+from sparq.errors import SparqError
 from sparq.evaluation import measure_outliers
 from sparq.evaluation.doctor import examine
 from sparq.evaluation.perplexity import log_likelihoods, prose_perplexity
@@ -25,6 +26,7 @@ from sparq.evaluation.removed_mass import removed_mass
 from sparq.models import converted_layers
 from sparq.papers.norm_condition import measure_norm_condition
 from sparq.quantization import QuantizationScheme, load_quantized, quantize_within, save_quantized, sensitivity
+from sparq.quantization.integer_linear import IntegerLinear
 from sparq.report import read_results
 from sparq.tokens import Example
 
@@ -140,6 +142,58 @@ def test_best(low_rank: int | None, tmp_path: Path) -> None:
     }
     first = sparq.quantize(model, data, **settings)
     assert torch.equal(logits(first, data[0]), logits(sparq.quantize(model, data, **settings), data[0]))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        {"weight_bits": 8, "activation_bits": 8, "activation_symmetric": False},
+        {"weight_bits": 4, "activation_bits": 4, "group_size": 16, "weight_symmetric": False},
+        {"weight_bits": 4, "activation_bits": 8, "embedding_bits": 4},
+    ],
+    ids=lambda scheme: "-".join(map(str, scheme.values())),
+)
+def test_integers_have_the_simulated_accumulators(scheme: dict[str, Any]) -> None:
+    simulated = sparq.quantize(on_device(tiny_model("llama")), method="rtn", **scheme)
+    if "embedding_bits" in scheme:
+        simulated = simulated.to(torch.bfloat16)
+    integer = sparq.to_integers(copy.deepcopy(simulated))
+    layers = [module for module in integer.modules() if isinstance(module, IntegerLinear)]
+    assert len(layers) == 2 * 4
+    ids = batches(simulated)[0]
+    for inputs in (ids, ids[:1, :3]):  # more and fewer tokens than the kernel takes
+        bound = 0.05 if "embedding_bits" in scheme else 1e-3
+        expected = logits(simulated, inputs).float()
+        assert (logits(integer, inputs).float() - expected).norm() < bound * expected.norm()
+    down = simulated.get_submodule("model.layers.0.mlp.down_proj")
+    x = torch.randn(3, down.in_features, device=DEVICE)
+    exact = down.accumulators(x).permute(2, 0, 1).cpu()
+    assert torch.equal(integer.get_submodule("model.layers.0.mlp.down_proj").accumulators(x).cpu(), exact)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(8, None), (4, 32)])
+def test_weights_alone(bits: int, group: int | None) -> None:
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
+            num_key_value_heads=2, tie_word_embeddings=True,
+        )
+    ).to(torch.bfloat16)  # fmt: skip
+    settings = {"weight_bits": bits, "activation_bits": 16, "group_size": group, "embedding_bits": bits}
+    quantized = sparq.quantize(model, method="rtn", **settings)
+    there = sparq.to_integers(copy.deepcopy(quantized).to(DEVICE))
+    ids = batches(model)[0][:1]
+    expected = logits(quantized, ids).float()
+    assert (logits(there, ids).float() - expected).norm() < 0.02 * expected.norm()
+    if bits == 4:
+        with pytest.raises(SparqError, match="not packed for second:0"):
+            logits(sparq.to_integers(quantized).to(DEVICE), ids)
+
+
+def test_sizes_that_a_gpu_lacks_are_refused() -> None:
+    model = on_device(tiny_model("llama"))
+    with pytest.raises(SparqError, match="multiples of 8"):
+        sparq.to_integers(sparq.quantize(model, method="rtn", weight_bits=8, activation_bits=8, group_size=4))
 
 
 def test_sensitivity_and_mixed_bits() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, StaticCache
 
 from sparq.bench.interleaved import Ratio, interleave
+from sparq.devices import synchronize
 from sparq.errors import SparqError
 from sparq.models import load_model
 from sparq.process_memory import peak_bytes
@@ -19,6 +20,7 @@ Work = Literal["decode", "prefill"]
 WORK: tuple[Work, ...] = get_args(Work)
 FLOATS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DEFAULT_PRECISIONS = ("float32", "w8a8", "w8a8-e8", "w8a16-e8", "w4a16-g64", "w4a16-g64-e8", "w4a16-g32-e8", "w4a4-e8")
+CPU = torch.device("cpu")
 _BASELINE = "bfloat16"
 _NAME = re.compile(r"w(\d+)a(\d+)(?:-g(\d+))?(?:-e(\d+))?")
 
@@ -71,8 +73,9 @@ def bench_quantization(
     rounds: int = 9,
     compiled: bool = False,
     work: Sequence[Work] = WORK,
+    device: torch.device = CPU,
 ) -> Iterator[QuantizationSpeed]:
-    """Compare precisions of one model with bfloat16, on a CPU, all in memory at once, in turn.
+    """Compare precisions of one model with bfloat16, all in memory at once, in turn.
 
     Quantized models are made of the bfloat16 one and compute with integers. A prompt's logits are those of its last
     token. Compiled models are compiled whole, once for each kind of work, and decode over a cache of fixed size.
@@ -84,26 +87,27 @@ def bench_quantization(
         rounds: how often each runs.
         compiled: run each by `torch.compile`.
         work: which of the two.
+        device: where.
 
     Raises:
         SparqError: a name is wrong, or a model cannot compute with the integers of one.
     """
     schemes = {name: None if name in FLOATS else scheme_named(name) for name in (_BASELINE, *precisions)}
-    base = load_model(reference, dtype=torch.bfloat16)
+    base = load_model(reference, dtype=torch.bfloat16).to(device)
     models: dict[str, PreTrainedModel] = {}
     for name, scheme in schemes.items():
         if scheme is not None:
             models[name] = to_integers(quantize(base, scheme=scheme))
         else:
-            models[name] = base if name == _BASELINE else load_model(reference, dtype=FLOATS[name])
+            models[name] = base if name == _BASELINE else load_model(reference, dtype=FLOATS[name]).to(device)
     torch.manual_seed(0)
-    ids = torch.randint(base.config.vocab_size, (1, length))
+    ids = torch.randint(base.config.vocab_size, (1, length)).to(device)
     for kind in work:
         step = _decoder if kind == "decode" else _prefiller
         runs = {name: step(model, ids, compiled=compiled) for name, model in models.items()}
-        ratios = interleave(runs, baseline=_BASELINE, rounds=rounds)
+        ratios = interleave(runs, baseline=_BASELINE, rounds=rounds, synchronize=lambda: synchronize(device))
         for name, ratio in ratios.items():
-            peak = peak_bytes(runs[name], torch.device("cpu"))
+            peak = peak_bytes(runs[name], device)
             yield QuantizationSpeed(
                 work=kind, precision=name, time=ratio, weights=weight_bytes(models[name]), peak=peak
             )

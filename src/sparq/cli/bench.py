@@ -51,7 +51,7 @@ def _add_quantization(kinds: Any) -> None:
     parser = kinds.add_parser(
         "quantization",
         help="a model computing with integers against the same in bfloat16",
-        description="Compare precisions of a whole model, on a CPU, run in turn in one process: one token over a "
+        description="Compare precisions of a whole model, run in turn in one process: one token over a "
         "cache, and a prompt. Prints Markdown: time by that of bfloat16, median and quartiles over rounds.",
     )
     parser.add_argument("--model", metavar="MODEL", default="pretrained:smollm2-135m", help="what load_model takes")
@@ -67,6 +67,7 @@ def _add_quantization(kinds: Any) -> None:
     parser.add_argument("--work", metavar="NAME", nargs="+", default=list(_WORK), help="decode, prefill")
     parser.add_argument("--compile", action="store_true", help="run the models by torch.compile (needs a C++ compiler)")
     parser.add_argument("--rounds", metavar="N", type=positive, default=9, help="how often each runs, 3 or more")
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu, or cuda")
     parser.set_defaults(handler=bench_precisions, parser=parser)
 
 
@@ -122,12 +123,11 @@ def bench_precisions(arguments: argparse.Namespace) -> None:
     """Print a table of precisions."""
     _check_rounds(arguments.rounds)
     _check_names("work", arguments.work, _WORK)
-    import torch
-
     from sparq.bench import bench_quantization
     from sparq.bench.quantization import DEFAULT_PRECISIONS
 
-    print(_machine(torch.device("cpu")) + (", compiled" if arguments.compile else ", not compiled"))
+    device = _device(arguments.device)
+    print(_machine(device) + (", compiled" if arguments.compile else ", not compiled"))
     _print_header("work", "precision", "speed", "time", "quartiles", "ms", "weights, MB", "peak of a call, MB")
     rows = bench_quantization(
         arguments.model,
@@ -136,6 +136,7 @@ def bench_precisions(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         compiled=arguments.compile,
         work=arguments.work,
+        device=device,
     )
     for row in rows:
         _print_row(
@@ -156,10 +157,7 @@ def bench_attentions(arguments: argparse.Namespace) -> None:
 
     for name in arguments.variants:
         AttentionSpec.parse(name)
-    _check_names("device", [arguments.device], ("cpu", "cuda"))
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        raise SparqError("--device is cuda, but PyTorch sees no CUDA device here: use cpu")
-    device = torch.device(arguments.device)
+    device = _device(arguments.device)
     print(_machine(device))
     _print_header("dtype", "pass", "length", "attention", "time", "quartiles", "ms", "peak memory")
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
@@ -174,6 +172,15 @@ def bench_attentions(arguments: argparse.Namespace) -> None:
 def _check_rounds(rounds: int) -> None:
     if rounds < 3:
         raise SparqError(f"--rounds is {rounds}: quartiles need at least 3")
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    _check_names("device", [name], ("cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise SparqError("--device is cuda, but PyTorch sees no CUDA device here: use cpu")
+    return torch.device(name)
 
 
 def _check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:

@@ -22,7 +22,7 @@ class IntegerLinear(KeepsScales):
     unpacked to int8 at every use. There is no copy in floating point.
 
     Several layers that read one input are one layer here: their outputs follow each other, and the input is quantized
-    once. For inference on a CPU.
+    once. For inference.
 
     Attributes:
         inputs: a layer of no outputs that quantizes the input.

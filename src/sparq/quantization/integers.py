@@ -11,7 +11,7 @@ from sparq.models.families import decoder_blocks, family_of, named_linears
 from sparq.quantization.embeddings import QuantizedEmbedding
 from sparq.quantization.integer_linear import IntegerLinear
 from sparq.quantization.linear import QuantizedLinear
-from sparq.quantization.products import require_exact_products
+from sparq.quantization.products import GPU_MULTIPLE, require_exact_products
 from sparq.quantization.quantize import scheme_of
 from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
 from sparq.quantization.shared import SharedLinear, SharedProduct
@@ -22,6 +22,7 @@ from sparq.quantization.weight_only import (
     WeightOnly4,
     WeightOnly8,
     kernel_group,
+    require_weight_only,
 )
 
 HALF_BYTE_BITS = 4
@@ -32,7 +33,7 @@ _EXECUTING = (IntegerLinear, SharedLinear, WeightOnly4, WeightOnly8)
 
 @torch.no_grad()
 def to_integers(model: PreTrainedModel) -> PreTrainedModel:
-    """Make a quantized model compute with its integers, in place: faster and smaller, for inference on a CPU.
+    """Make a quantized model compute with its integers, in place: faster and smaller, for inference.
 
     What each layer becomes follows from the model's scheme:
 
@@ -42,7 +43,8 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
       that multiply in bfloat16, so the model must be in bfloat16.
     - embedding and head of 4 or 8 bits: integers in memory, and the head as with activations of 16 bits.
 
-    No copy of the weights in floating point stays. The result cannot be saved: save the quantized model before.
+    No copy of the weights in floating point stays. The result cannot be saved: save the quantized model before. Nor can
+    it be moved: to compute on a GPU, move the quantized model there first.
 
     Args:
         model: a result of `quantize` or `load_quantized`.
@@ -51,8 +53,8 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         The same model.
 
     Raises:
-        SparqError: the model is not quantized, runs on integers already, has weights of 16 bits, is not on a CPU, the
-            processor's int8 products are not exact, or a layer does not fit a kernel; the message says what would.
+        SparqError: the model is not quantized, runs on integers already, has weights of 16 bits, the device has no
+            kernels or its int8 products are not exact, or a layer does not fit a kernel; the message says what would.
             The model is then as it was.
     """
     scheme = scheme_of(model)
@@ -62,23 +64,28 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         raise SparqError("the model computes with integers already")
     if scheme.weight_bits == FLOAT_BITS:
         raise SparqError("weight_bits is 16, so there are no integers to compute with: quantize to 2 to 8 bits")
-    if model.device.type != "cpu":
-        raise SparqError(f"integers are computed on a CPU, but the model is on {model.device}: model.to('cpu') first")
     if scheme.activation_granularity == "group" and scheme.activation_bits != FLOAT_BITS:
         raise SparqError("activation_granularity is 'group', which no kernel here computes: quantize tokens or tensors")
     if scheme.activation_bits != FLOAT_BITS:
-        require_exact_products(max(scheme.for_layer(name).weight_bits for name, _ in named_linears(model)))
+        require_exact_products(
+            max(scheme.for_layer(name).weight_bits for name, _ in named_linears(model)), model.device
+        )
     layers = dict(named_linears(model))
     if scheme.embedding_bits != FLOAT_BITS:
         layers["the head"] = model.get_output_embeddings()
+    kinds: set[bool] = set()
     for name, layer in layers.items():
         assert isinstance(layer, QuantizedLinear), f"{name} is not quantized"
         bits = scheme.embedding_bits if name == "the head" else scheme.for_layer(name).weight_bits
         _check(name, layer, bits, model.dtype)
+        if layer.activation_bits == FLOAT_BITS:
+            kinds.add(bits <= HALF_BYTE_BITS)
+    for halves in kinds:
+        require_weight_only(model.device, halves=halves)
     _replace_linears(model, scheme)
     if scheme.embedding_bits != FLOAT_BITS:
         _replace_embeddings(model, scheme.embedding_bits)
-    else:
+    elif model.device.type == "cpu":
         model.get_output_embeddings().register_forward_pre_hook(_contiguous)
     return model
 
@@ -99,6 +106,12 @@ def _check(name: str, layer: QuantizedLinear, bits: int, dtype: torch.dtype) -> 
             raise SparqError(f"{name} has a scale for every weight: group_size must be at least 2")
         if halves and (inputs % 2 or inputs < 4):
             raise SparqError(f"{name} has {inputs} inputs: 4-bit weights need an even number from 4 on")
+        sizes = (inputs // groups, inputs // (2 if halves else 1), outputs)
+        if layer.weight.device.type != "cpu" and any(size % GPU_MULTIPLE for size in sizes):
+            raise SparqError(
+                f"{name} has {inputs} inputs in {groups} groups and {outputs} outputs: on a GPU a group, half of 4-bit"
+                f" weights' inputs and the outputs need to be multiples of {GPU_MULTIPLE}; model.to('cpu') first"
+            )
         return
     if dtype != torch.bfloat16:
         raise SparqError(

@@ -1,14 +1,21 @@
-"""Exact products of small integers on a CPU: what the weights look like in memory, and how they are multiplied."""
+"""Exact products of small integers: what the weights look like in memory, and how they are multiplied."""
 
 import torch
 from jaxtyping import Int, Int8, Int32
 from torch import Tensor
+from torch.nn import functional
 
 from sparq.errors import SparqError
 from sparq.quantization.quantizer import split_groups
 
 DIAGONAL_ROWS = 64
 """How many rows the product of a group at a time may have to be done as one product of sparse rows."""
+
+GPU_MULTIPLE = 8
+"""What cuBLASLt wants inputs and outputs of a product to be a multiple of."""
+
+_GPU_ROWS = 17
+"""The fewest rows that cuBLASLt multiplies."""
 
 
 def pack_halves(integers: Int8[Tensor, "rows columns"]) -> Int8[Tensor, "rows bytes"]:
@@ -30,17 +37,25 @@ def unpack_halves(packed: Int8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows co
     return torch.cat(((packed & 15) - 8, packed >> 4), dim=-1)
 
 
-def require_exact_products(bits: int) -> None:
-    """Check that this processor multiplies int8 activations by weights of so many bits exactly.
+def require_exact_products(bits: int, device: torch.device) -> None:
+    """Check that a device multiplies int8 activations by weights of so many bits exactly.
 
-    Without VNNI instructions oneDNN adds pairs of products in 16 bits, where those of large weights saturate.
+    On a CPU without VNNI instructions oneDNN adds pairs of products in 16 bits, where those of large weights saturate.
 
     Raises:
-        SparqError: it does not.
+        SparqError: it does not, or cannot at all.
     """
     smallest = -(2 ** (bits - 1))
-    left, right = torch.full((2, 64), 127, dtype=torch.int8), torch.full((16, 64), smallest, dtype=torch.int8)
-    if not bool((torch._int_mm(left, right.t()) == 64 * 127 * smallest).all()):
+    left = torch.full((2, 64), 127, dtype=torch.int8, device=device)
+    right = torch.full((16, 64), smallest, dtype=torch.int8, device=device)
+    try:
+        exact = bool((_columns(left, 0, 64, right) == 64 * 127 * smallest).all())
+    except (RuntimeError, NotImplementedError) as error:
+        raise SparqError(
+            f"{device} has no int8 products ({str(error).splitlines()[0]}): keep the simulated model, or"
+            " model.to('cpu') first"
+        ) from error
+    if not exact:
         raise SparqError(
             f"this processor's int8 products are not exact for weights of {bits} bits (it lacks VNNI): keep the"
             " simulated model, or quantize with activation_bits 16"
@@ -52,10 +67,10 @@ def grouped_product(
 ) -> Int32[Tensor, "groups tokens outputs"]:
     """Return sum over each group of consecutive inputs of left * right, exact in int32.
 
-    `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions. A
-    product of few tokens waits for the weights, so all groups are done in one: row (g, t) of the left side is token t
-    with everything outside of group g set to zero. For many tokens that would be `groups` times the work; they go
-    group by group.
+    `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions, on a
+    GPU by cuBLASLt. A product of few tokens waits for the weights, so all groups are done in one: row (g, t) of the
+    left side is token t with everything outside of group g set to zero. For many tokens that would be `groups` times
+    the work; they go group by group.
 
     Args:
         left: activations, one row after the other in memory.
@@ -88,6 +103,10 @@ def _product(left: Tensor, right: Tensor, *, halves: bool) -> Tensor:
 
 
 def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
+    if left.device.type != "cpu":
+        # Copies begin where the kernel may expect a tensor to begin; rows of zeros make up the number that it takes.
+        rows = functional.pad(left[:, start : start + size], (0, 0, 0, max(0, _GPU_ROWS - len(left)))).contiguous()
+        return torch._int_mm(rows, right.contiguous().t())[: len(left)]
     # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
     # anything and says nothing (pytorch issue 195066); so the strides are spelled out.
     assert size > 1, "the kernel leaves its output as it found it for sums of one product"
