@@ -131,9 +131,7 @@ def require_weight_only(device: torch.device, *, halves: bool) -> None:
     outputs, inputs = 16, 64
     integers = torch.arange(outputs * inputs, device=device).view(outputs, inputs) % 15 - 7
     scale = torch.arange(1, outputs + 1, device=device)[:, None] / 64.0
-    layer = QuantizedLinear(
-        weight=integers.to(torch.int8), weight_scale=scale, bias=None, activation_bits=FLOAT_BITS
-    )  # fmt: skip
+    layer = QuantizedLinear(weight=integers.to(torch.int8), weight_scale=scale, bias=None, activation_bits=FLOAT_BITS)
     x = torch.eye(inputs, dtype=torch.bfloat16, device=device)[:FEW_TOKENS]
     try:
         product = (WeightOnly4(layer) if halves else WeightOnly8(layer))(x)
@@ -164,7 +162,7 @@ def _packed(integers: Int8[Tensor, "outputs inputs"]) -> Tensor:
 def _rows(x: Tensor, inputs: QuantizedLinear) -> Tensor:
     # A kernel of another type would run without vectors, hundreds of times slower.
     assert x.dtype == torch.bfloat16, f"the kernels are fast for bfloat16 alone, not {x.dtype}"
-    return inputs.seen(x).to(x.dtype).reshape(-1, x.shape[-1])
+    return inputs.seen(x).to(x.dtype).reshape(-1, x.shape[-1]).contiguous()
 
 
 def _finished(output: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:

@@ -46,13 +46,10 @@ class Recognizer:
         folder, device = resolve_model(model), compute_device()
         with quiet_transformers():
             try:
-                self._network: Any = (
-                    WhisperForConditionalGeneration.from_pretrained(
-                        folder, use_safetensors=True, dtype=torch.bfloat16 if is_native(device) else torch.float32
-                    )
-                    .eval()
-                    .to(device)
+                network = WhisperForConditionalGeneration.from_pretrained(
+                    folder, use_safetensors=True, dtype=torch.bfloat16 if is_native(device) else torch.float32
                 )
+                self._network: Any = network.eval().to(device)
                 self._features: Any = WhisperFeatureExtractor.from_pretrained(folder)
                 self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
             except (OSError, ValueError) as error:
