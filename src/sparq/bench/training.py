@@ -27,6 +27,7 @@ from sparq.adaptation import LoraSettings, add_lora, trainable_parameters
 from sparq.adaptation.lora import quiet_peft
 from sparq.bench.interleaved import Ratio, interleave
 from sparq.data import IGNORE, Batch, group_packed, pack
+from sparq.devices import compute_device, synchronize
 from sparq.models import convert, load_model
 from sparq.models.families import family_of
 from sparq.pretrained.quiet import quiet_transformers
@@ -86,6 +87,8 @@ def bench_training(
     float32 and its products in bfloat16 by autocast, its attention is PyTorch's. It runs as it is; between its
     updates a callback makes those of the others. `sparq train` packs the same sequences.
 
+    All compute on the GPU where PyTorch sees one.
+
     Args:
         cases: `lora` adapts the backbone (rank `rank`, dropout .05, all linear layers, new embedding), `full` trains
             every weight of a model of OPT-125m's shape.
@@ -104,6 +107,7 @@ def bench_training(
     groups = group_packed(examples, batch_tokens=batch_tokens, long_length=1024, random=random)
     batches = [pack(group) for group in groups]
     tokens = sum(len(example) for example in examples)
+    device = compute_device()
     for case in cases:
 
         def build(dtype: torch.dtype, attention: str | None, case: Case = case) -> PreTrainedModel | PeftModel:
@@ -123,13 +127,13 @@ def bench_training(
             runs |= {name: functools.partial(trainer.do, t._update) for name, t in trainings.items()}
             held = {TRAINER: trainer.held_bytes}
             held |= {name: functools.partial(_held, t.model, t.optimizer) for name, t in trainings.items()}
-            runs[PRODUCTS] = functools.partial(trainer.do, _products(build(torch.bfloat16, None), batches))
+            runs[PRODUCTS] = functools.partial(trainer.do, _products(build(torch.bfloat16, None).to(device), batches))
 
             def measure(
                 runs: Mapping[str, Callable[[], object]] = runs, held: Mapping[str, Callable[[], int]] = held
             ) -> tuple[dict[str, Ratio], dict[str, int | None]]:
-                ratios = interleave(runs, baseline=TRAINER, rounds=rounds)
-                return ratios, {name: peak_bytes(runs[name], torch.device("cpu")) for name in held}
+                ratios = interleave(runs, baseline=TRAINER, rounds=rounds, synchronize=lambda: synchronize(device))
+                return ratios, {name: peak_bytes(runs[name], device) for name in held}
 
             ratios, peaks = trainer.drive(measure)
             for name, ratio in ratios.items():
@@ -213,8 +217,8 @@ class _Trainer:
         self._done: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=row, gradient_accumulation_steps=len(ids) // row,
-            max_steps=1_000_000, learning_rate=_RATE, bf16=True, use_cpu=True, report_to=[], save_strategy="no",
-            logging_strategy="no", disable_tqdm=True,
+            max_steps=1_000_000, learning_rate=_RATE, bf16=True, use_cpu=compute_device().type == "cpu", report_to=[],
+            save_strategy="no", logging_strategy="no", disable_tqdm=True,
         )  # fmt: skip
         dataset: Any = [{"input_ids": row} for row in ids]
         self.model = model

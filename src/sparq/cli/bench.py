@@ -95,14 +95,13 @@ def bench_trainings(arguments: argparse.Namespace) -> None:
     _check_names("case", arguments.cases, _CASES)
     if arguments.sequences % 8:
         raise SparqError(f"--sequences is {arguments.sequences}: the Trainer's batches have 8, so take a multiple of 8")
-    import torch
-
     from sparq.attention import AttentionSpec
     from sparq.bench import bench_training
+    from sparq.devices import compute_device
 
     for name in arguments.attentions:
         AttentionSpec.parse(name)
-    print(_machine(torch.device("cpu")))
+    print(_machine(compute_device()))
     _print_header("case", "contender", "speed", "time", "quartiles", "s an update", "tokens/s", "memory, MB")
     rows = bench_training(
         arguments.cases,
