@@ -149,6 +149,7 @@ def test_best(low_rank: int | None, tmp_path: Path) -> None:
     [
         {"weight_bits": 8, "activation_bits": 8, "activation_symmetric": False},
         {"weight_bits": 4, "activation_bits": 4, "group_size": 16, "weight_symmetric": False},
+        {"weight_bits": 4, "activation_bits": 4, "group_size": 16, "activation_granularity": "group"},
         {"weight_bits": 4, "activation_bits": 8, "embedding_bits": 4},
     ],
     ids=lambda scheme: "-".join(map(str, scheme.values())),

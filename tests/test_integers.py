@@ -57,7 +57,7 @@ def test_the_largest_sums_fit() -> None:
 
 @given(
     st.integers(2, 8), st.integers(2, 8), st.sampled_from([None, 16, 32]), st.booleans(), st.booleans(),
-    st.sampled_from(["token", "tensor"]), st.booleans(), st.sampled_from([1, 40]),
+    st.sampled_from(["token", "tensor", "group"]), st.booleans(), st.sampled_from([1, 40]),
 )  # fmt: skip
 def test_accumulators_are_the_simulated_ones_bit_for_bit(
     weight_bits: int, activation_bits: int, group_size: int | None, weight_symmetric: bool, activation_symmetric: bool,
@@ -67,7 +67,7 @@ def test_accumulators_are_the_simulated_ones_bit_for_bit(
     chosen = QuantizationScheme(
         method="rtn", weight_bits=weight_bits, activation_bits=activation_bits, group_size=group_size,
         weight_symmetric=weight_symmetric, activation_symmetric=activation_symmetric,
-        activation_granularity=granularity,
+        activation_granularity=granularity if group_size else granularity.replace("group", "token"),
     )  # fmt: skip
     factor = torch.rand(96, generator=generator) + 0.5
     layers = [
@@ -92,7 +92,12 @@ def as_integers_would(layer: QuantizedLinear, x: Tensor) -> Tensor:
     """What an exact accumulator becomes, with the float32 operations of `IntegerLinear`; slow."""
     assert layer.weight_scale is not None
     scaled = layer.accumulators(x).permute(2, 0, 1) * layer.weight_scale.t().unsqueeze(1)
-    output = (scaled[0] if len(scaled) == 1 else scaled.sum(0)) * layer.input_integers(x)[1].reshape(-1, 1)
+    scale = layer.input_integers(x)[1]
+    scale = scale.reshape(-1, scale.shape[-1])  # [tokens or 1, groups or 1]
+    if scale.shape[1] > 1:
+        output = (scaled * scale.t().unsqueeze(-1)).sum(0)
+    else:
+        output = (scaled[0] if len(scaled) == 1 else scaled.sum(0)) * scale
     output = output if layer.bias is None else output + layer.bias.float()
     return output.to(x.dtype).reshape(*x.shape[:-1], -1)
 
@@ -104,6 +109,7 @@ def as_integers_would(layer: QuantizedLinear, x: Tensor) -> Tensor:
         {},
         {"method": "smoothquant", "dtype": torch.bfloat16},
         {"weight_bits": 4, "activation_bits": 4, "group_size": 16, "activation_symmetric": False},
+        {"weight_bits": 4, "group_size": 8, "activation_symmetric": False, "activation_granularity": "group"},
         {"weight_bits": 3, "weight_symmetric": False, "activation_granularity": "tensor"},
         {"method": "rotation", "weight_bits": 4, "activation_bits": 4, "activation_clip": 0.8},
     ],
@@ -201,7 +207,7 @@ def test_weight_only_models_transform_their_input_and_follow_the_simulation(
     assert (fast - simulated).norm() < 0.02 * simulated.norm()
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, 6, 8])
 @pytest.mark.parametrize("tied", [True, False])
 def test_small_embeddings_are_the_rounded_rows(bits: int, tied: bool, tmp_path: Path) -> None:
     model = tiny_model("llama").to(torch.bfloat16)

@@ -234,3 +234,31 @@ def test_energy_is_the_sum_of_packages_where_it_can_be_read(tmp_path: Path) -> N
     assert read_joules(tmp_path) == 3.0
     (tmp_path / "intel-rapl:1" / "energy_uj").write_text("")
     assert read_joules(tmp_path) is None
+
+
+def test_grouped_takes_the_profiles_groups(tmp_path: Path) -> None:
+    profile = smoke_profile(tmp_path)
+    grouped = {"group_size": 16, "activation_granularity": "group"}
+    for name in ("w4a4-rotation", "w4a4-best-tuned"):
+        assert profile.scheme_settings(f"{name}-grouped") == {**profile.scheme_settings(name), **grouped}
+        assert profile.calibration_sequences(f"{name}-grouped") == profile.calibration_sequences(name)
+
+
+def test_what_the_demo_ships_is_taken_instead_of_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain, shipped = small_profile(tmp_path), small_profile(tmp_path, shipped=True)
+    lora, full, gated = (
+        Cell(framework="softmax1", adaptation="lora", precision="w4a4-best"), Cell(framework="softmax1"),
+        Cell(framework="gated", adaptation="lora"),
+    )  # fmt: skip
+    others = (full, gated, dataclasses.replace(lora, rank=512))
+    assert [shipped.ships(cell) for cell in (lora, *others)] == [True, False, False, False]
+    assert not plain.ships(lora)
+    assert plain.settings_of(lora, 0) == shipped.settings_of(lora, 0)  # the same numbers, so one results file
+    # Speech is the same for all, so that they share it; only the training is one's own.
+    settings = [
+        {step.name: step.config(shipped.recipe_of(cell, 0)) for step in shipped.steps_of(cell)} for cell in (lora, full)
+    ]
+    assert settings[0]["units"] == settings[1]["units"]
+    assert [one["train"].get("adapters") for one in settings] == ["shipped", None]
+    assert main(["paper", "run", "sparq-8", "--profile", "small", "--shipped", "--seed", "1"]) == 2
+    assert "--shipped is for --profile small with --seed 0" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import pytest
 from paper_records import record, tasks
 from sparq.cli.main import main
 from sparq.errors import SparqError
-from sparq.papers import EXPERIMENTS, Cell, add_records, find_experiment, load_published, of_frameworks, read_records
+from sparq.papers import EXPERIMENTS, Cell, add_records, find_experiment, load_published, read_records, restricted
 from sparq.papers.records import summarize_seeds
 from sparq.papers.views import comparison, published_table
 
@@ -130,11 +130,11 @@ def test_beyond_the_papers_a_drop_is_over_the_model_s_own_full_precision() -> No
 
 
 def test_some_frameworks_alone() -> None:
-    (left,) = of_frameworks([find_experiment("sparq-4"), find_experiment("sparq-6")], ["vanilla"])
+    (left,) = restricted([find_experiment("sparq-4"), find_experiment("sparq-6")], "framework", ["vanilla"])
     assert left.name == "sparq-6"
     assert {cell.framework for cell in left.all_cells} == {"vanilla"}
     with pytest.raises(SparqError, match="unknown framework of these experiments 'softmax2': did you mean 'softmax1'"):
-        of_frameworks(EXPERIMENTS, ["vanilla", "softmax2"])
+        restricted(EXPERIMENTS, "framework", ["vanilla", "softmax2"])
 
 
 def test_a_metric_that_was_not_measured_is_named() -> None:

@@ -328,7 +328,7 @@ def test_damaged_or_foreign_folders_are_one_line(tiny_opt: OPTForCausalLM, tmp_p
 
     for changes, message in [
         ({"format": "other"}, "does not describe a quantized model"),
-        ({"version": 99}, "has format version 99; this sparq reads 1"),
+        ({"version": 99}, "has format version 99; this sparq reads 2"),
     ]:
         description.write_text(json.dumps({**json.loads(text), **changes}))
         fails(message)

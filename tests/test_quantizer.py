@@ -155,12 +155,14 @@ def test_asymmetric_beats_symmetric_on_one_sided_values() -> None:
     assert asymmetric < symmetric / 3  # half the step is a quarter of the error
 
 
-@given(st.sampled_from([2, 4]), st.integers(1, 9), st.integers(1, 3))
-def test_packing_round_trip(width: int, columns: int, rows: int) -> None:
-    integers = torch.randint(-(2 ** (width - 1)), 2 ** (width - 1), (rows, columns)).to(torch.int8)
-    packed = pack(integers, width)
-    assert packed.shape == (rows, -(-columns * width // 8))
-    assert torch.equal(unpack(packed, width, columns), integers)
+@given(st.integers(2, 7), st.integers(1, 19), st.integers(1, 3))
+def test_packing_is_one_string_of_bits_and_back(bits: int, columns: int, rows: int) -> None:
+    integers = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (rows, columns)).to(torch.int8)
+    packed = pack(integers, bits)
+    strings = ["".join(f"{value % 2**bits:0{bits}b}" for value in reversed(row)) for row in integers.tolist()]
+    expected = [list(int(string, 2).to_bytes(-(-columns * bits // 8), "little")) for string in strings]
+    assert packed.tolist() == expected
+    assert torch.equal(unpack(packed, bits, columns), integers)
 
 
 def scheme(**changes: object) -> QuantizationScheme:

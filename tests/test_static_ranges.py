@@ -220,7 +220,7 @@ def test_files_give_the_same_logits(family: str, settings: dict[str, Any], ids: 
     assert torch.equal(logits(load_quantized(tmp_path / "model"), ids), logits(quantized, ids))
 
 
-@pytest.mark.parametrize("settings", SCHEMES[:3])
+@pytest.mark.parametrize("settings", SCHEMES)
 def test_integers_accumulate_the_same(settings: dict[str, Any], ids: Tensor) -> None:
     quantized = quantize(tiny_model("llama"), [ids], **settings)
     layer = decoder_blocks(quantized)[0].mlp.down_proj
@@ -233,9 +233,7 @@ def test_integers_accumulate_the_same(settings: dict[str, Any], ids: Tensor) -> 
     torch.testing.assert_close(fast(x), simulated, rtol=1e-5, atol=1e-5)
 
 
-def test_what_cannot_run_or_be_exported(ids: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(SparqError, match="'group', which no kernel here computes"):
-        to_integers(quantize(tiny_model("llama"), **SCHEMES[3]))
+def test_what_cannot_be_exported(ids: Tensor, tmp_path: Path) -> None:
     quantized = quantize(tiny_model("llama"), [ids], **{**SCHEMES[0], "weight_bits": 8})
     with pytest.raises(SparqError, match="export needs ranges of activations at run time"):
         export_compressed_tensors(quantized, tmp_path / "out")

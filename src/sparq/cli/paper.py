@@ -3,7 +3,7 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from sparq.cli.arguments import positive
 from sparq.errors import SparqError
@@ -67,8 +67,18 @@ def add_commands(commands: Any) -> None:
     run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs") / "paper", help="the folder to work in")
     run.add_argument("--results", metavar="FILE", type=Path, help="the results file (default: results.jsonl in --out)")
     run.add_argument("--seed", metavar="N", type=_seed, default=0, help="of every random choice")
+    for what, text in (
+        ("framework", "with these attentions"),
+        ("adaptation", "adapted so: full, lora, qlora, qlora-4bit"),
+        ("precision", "at these precisions, such as full, w4a4-best"),
+    ):
+        run.add_argument(
+            f"--{what}s", metavar="NAME", nargs="+", help=f"only models {text} (default: the experiment's)"
+        )
     run.add_argument(
-        "--frameworks", metavar="NAME", nargs="+", help="only models with these attentions (default: the experiment's)"
+        "--shipped",
+        action="store_true",
+        help="take the demo's adapters, trained by the profile small with seed 0, instead of training them",
     )
     run.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the profile's)")
     run.set_defaults(handler=run_experiments, parser=run)
@@ -142,7 +152,7 @@ def compare_results(arguments: argparse.Namespace) -> None:
 
 def run_experiments(arguments: argparse.Namespace) -> None:
     """Run experiments, or print how."""
-    from sparq.papers import EXPERIMENTS, find_experiment, of_frameworks
+    from sparq.papers import EXPERIMENTS, find_experiment, restricted
 
     every = arguments.experiments == ["all"]
     chosen = list(EXPERIMENTS) if every else [find_experiment(name) for name in arguments.experiments]
@@ -154,18 +164,24 @@ def run_experiments(arguments: argparse.Namespace) -> None:
     for experiment in chosen:
         if not (experiment.measures or every):
             raise SparqError(f"{experiment.name} is a drawing: there is nothing to run")
+    if arguments.shipped and (arguments.recipe, arguments.profile, arguments.seed) != (None, "small", 0):
+        raise SparqError("--shipped is for --profile small with --seed 0: the demo has no other adapters")
+    from sparq.papers.experiments import CellKey
     from sparq.papers.profiles import recipe_profile, small_profile, smoke_profile
     from sparq.papers.runner import run_experiment
 
     if arguments.recipe is not None:
         profile = recipe_profile(arguments.recipe)
     else:
-        make = {"smoke": smoke_profile, "small": small_profile}[arguments.profile]
-        profile = make(arguments.out / arguments.profile)
+        folder = arguments.out / arguments.profile
+        small = arguments.profile == "small"
+        profile = small_profile(folder, shipped=arguments.shipped) if small else smoke_profile(folder)
     if arguments.threads is not None:
         profile = replace(profile, recipe=replace(profile.recipe, threads=arguments.threads))
-    if arguments.frameworks:
-        chosen = of_frameworks(chosen, arguments.frameworks)
+    keys: tuple[CellKey, ...] = get_args(CellKey)
+    for key in keys:
+        if names := getattr(arguments, f"{key}s"):
+            chosen = restricted(chosen, key, names)
     results = arguments.results or arguments.out / "results.jsonl"
     for experiment in chosen:
         if experiment.measures:

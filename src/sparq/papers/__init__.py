@@ -1,6 +1,6 @@
 """The two papers: their numbers as data, their theory in numbers, their experiments as data that runs."""
 
-from sparq.papers.experiments import EXPERIMENTS, Cell, Experiment, find_experiment, of_frameworks
+from sparq.papers.experiments import EXPERIMENTS, Cell, Experiment, find_experiment, restricted
 from sparq.papers.expressiveness import Adapted, adapt, functionality_gaps, needed_rank
 from sparq.papers.norm_condition import LayerNorms, measure_norm_condition, query_updates
 from sparq.papers.published import Published, load_published, recompute, recompute_claim
@@ -24,10 +24,10 @@ __all__ = [
     "load_published",
     "measure_norm_condition",
     "needed_rank",
-    "of_frameworks",
     "query_updates",
     "read_records",
     "recompute",
     "recompute_claim",
+    "restricted",
     "summarize_seeds",
 ]

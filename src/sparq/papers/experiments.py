@@ -14,11 +14,17 @@ Measure = Literal["tasks", "accuracy", "training", "latency", "outliers", "atten
 Adaptation = Literal["full", "lora", "qlora", "qlora-4bit"]
 """How the backbone is adapted: all weights, or LoRA on it in floating point, in 8-bit integers, or in NF4."""
 
+CellKey = Literal["framework", "adaptation", "precision"]
+"""By what the models of an experiment are chosen."""
+
 FULL = "full"
 """The precision of a model that is not quantized, and the adaptation of all weights."""
 
 TUNED = "-tuned"
 """What a precision ends in that takes the profile's own settings: more calibration, smaller groups, a correction."""
+
+GROUPED = "-grouped"
+"""What a precision ends in whose weights and inputs share scales in groups of the profile's size, 64 channels."""
 
 BEYOND = "beyond"
 """In place of a paper, of experiments that ask what the papers do not."""
@@ -36,7 +42,7 @@ class Cell:
         adaptation: how it was adapted.
         rank: rank and alpha of LoRA, 0 for those of the profile.
         precision: `full`, or a scheme such as `w4a4-smoothquant`; `-clip5` leaves out 5 % of the weights' tails,
-            `-tuned` takes the profile's settings.
+            `-tuned` takes the profile's settings, `-grouped` groups of weights and inputs.
     """
 
     framework: str
@@ -98,18 +104,23 @@ class Experiment:
         return tuple(dict.fromkeys([*bases, *self.cells]))
 
 
-def of_frameworks(experiments: Iterable[Experiment], frameworks: Collection[str]) -> list[Experiment]:
-    """Return the experiments with the models of some frameworks alone, without those that have none.
+def restricted(experiments: Iterable[Experiment], key: CellKey, names: Collection[str]) -> list[Experiment]:
+    """Return the experiments with some of their models alone, without those that have none.
+
+    Args:
+        experiments: what is to be run.
+        key: by what models are chosen.
+        names: its values.
 
     Raises:
-        SparqError: no experiment has one of them.
+        SparqError: no experiment has a model of one of these names.
     """
     experiments = list(experiments)
-    own = dict.fromkeys(cell.framework for experiment in experiments for cell in experiment.cells)
-    for name in frameworks:
+    own = dict.fromkeys(getattr(cell, key) for experiment in experiments for cell in experiment.cells)
+    for name in names:
         if name not in own:
-            raise unknown("framework of these experiments", name, own)
-    parts = [replace(e, cells=tuple(cell for cell in e.cells if cell.framework in frameworks)) for e in experiments]
+            raise unknown(f"{key} of these experiments", name, own)
+    parts = [replace(e, cells=tuple(cell for cell in e.cells if getattr(cell, key) in names)) for e in experiments]
     return [part for part in parts if part.cells]
 
 
@@ -196,7 +207,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     _experiment(
         "beyond-target", "-", "The papers' best figures, 18.5 % at W4A4 and 4 % by LoRA, on real outliers", ("tasks",),
-        _cells(_BOTH, ["full", "lora"], [FULL, f"w4a4-best{TUNED}"]),
+        _cells(
+            _BOTH, ["full", "lora"],
+            [FULL, f"w4a4-best{TUNED}", f"w4a4-rotation{GROUPED}", f"w4a4-best{TUNED}{GROUPED}"],
+        ),
     ),
 )  # fmt: skip
 """Every table and figure of both papers, and what goes beyond them."""

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from sparq.files import atomic_path, fingerprint, sha256_file
-from sparq.papers.experiments import FULL, TUNED, Cell
+from sparq.papers.experiments import FULL, GROUPED, TUNED, Cell
 from sparq.papers.smoke_world import smoke_recipe
 from sparq.quantization.names import settings_of_name
+from sparq.recipes.demo import shipped_steps
+from sparq.recipes.jobs import Steps
+from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe, load_recipe, used_settings
 from sparq.vocoder.storage import vocoder_files
 
@@ -33,6 +36,9 @@ class Profile:
         quantization: settings of every scheme that trains, for example fewer epochs.
         tuned: settings of a precision that ends in `-tuned`.
         tuned_sequences: how many sequences it is calibrated on.
+        grouped: settings of a precision that ends in `-grouped`.
+        shipped: folder of models by framework that the recipe trained by LoRA with its own seed, to be taken instead of
+            trained; None to train.
         rank_divisor: what the papers' ranks are divided by; 512 is more than the keys of a small model are wide.
     """
 
@@ -42,6 +48,8 @@ class Profile:
     quantization: Mapping[str, Any] = field(default_factory=dict)
     tuned: Mapping[str, Any] = field(default_factory=lambda: {"epochs": 2, "low_rank": 16, "group_size": 64})
     tuned_sequences: int = 2048
+    grouped: Mapping[str, Any] = field(default_factory=lambda: {"group_size": 64, "activation_granularity": "group"})
+    shipped: Path | None = None
     rank_divisor: int = 1
 
     def rank_of(self, cell: Cell) -> int:
@@ -61,6 +69,16 @@ class Profile:
         changed.validate("recipe.train")
         return replace(self.recipe, seed=seed, frameworks=(cell.framework,), train=changed)
 
+    def ships(self, cell: Cell) -> bool:
+        """Tell whether a cell's model is taken instead of trained."""
+        if self.shipped is None:
+            return False
+        return (cell.adaptation, cell.rank) == ("lora", 0) and (self.shipped / cell.framework).is_dir()
+
+    def steps_of(self, cell: Cell) -> Steps:
+        """Return the steps that a cell's model is made by."""
+        return STEPS if self.shipped is None else shipped_steps(self.shipped, train=self.ships(cell), live_updates=0)
+
     def settings_of(self, cell: Cell, seed: int) -> str:
         """Return a fingerprint of all that decides a cell's numbers, but for the recordings and where files lie."""
         recipe = self.recipe_of(cell, seed)
@@ -76,34 +94,42 @@ class Profile:
 
     def calibration_sequences(self, precision: str) -> int:
         """Return how many sequences a precision is calibrated on."""
-        return self.tuned_sequences if precision.endswith(TUNED) else self.recipe.quantize.calibration_sequences
+        return self.tuned_sequences if TUNED in precision else self.recipe.quantize.calibration_sequences
 
     def scheme_settings(self, precision: str) -> dict[str, Any]:
         """Return the settings of a precision.
 
-        `-clip5` leaves out 5 % of the weights, half of it at either end; `-tuned` is with the profile's own settings.
+        `-clip5` leaves out 5 % of the weights, half of it at either end; `-tuned` is with the profile's own settings,
+        `-grouped` with its groups.
         """
-        name, clip, percent = precision.removesuffix(TUNED).partition("-clip")
+        name, clip, percent = precision.replace(TUNED, "").replace(GROUPED, "").partition("-clip")
         tails = {"weight_range": "percentile", "weight_tail": int(percent) / 100} if clip else {}
         named = settings_of_name(name)
         trained = self.quantization if named["method"] in ("omniquant", "affinequant") else {}
-        tuned = self.tuned if precision.endswith(TUNED) else {}
-        return {**named, "smoothing_alpha": self.recipe.quantize.smoothing_alpha, **tails, **trained, **tuned}
+        tuned = self.tuned if TUNED in precision else {}
+        grouped = self.grouped if GROUPED in precision else {}
+        alpha = self.recipe.quantize.smoothing_alpha
+        return {**named, "smoothing_alpha": alpha, **tails, **trained, **tuned, **grouped}
 
 
 def smoke_profile(folder: Path) -> Profile:
     """Return the tiny world: a random OPT of two layers on tones; its numbers mean nothing."""
     return Profile(
         name="smoke", recipe=smoke_recipe(folder), quantization={"epochs": 1},
-        tuned={"epochs": 1, "low_rank": 2, "group_size": 16}, tuned_sequences=8, rank_divisor=16,
+        tuned={"epochs": 1, "low_rank": 2, "group_size": 16}, tuned_sequences=8,
+        grouped={"group_size": 16, "activation_granularity": "group"}, rank_divisor=16,
     )  # fmt: skip
 
 
-def small_profile(folder: Path) -> Profile:
+def small_profile(folder: Path, *, shipped: bool = False) -> Profile:
     """Return SmolLM2-135M on the demo's corpus of 62 minutes, by the demo's recipe.
 
     The rate of the recipe is LoRA's; all weights are trained at the papers' 3e-4. Its keys are 192 wide, so the ranks
     512, 256 and 128 are 128, 64 and 32 here.
+
+    Args:
+        folder: where the corpus goes.
+        shipped: take the demo's adapters, which are those of seed 0, instead of training them again.
     """
     with as_file(files("sparq") / "demo") as assets:
         if not (folder / "corpus").exists():
@@ -113,7 +139,10 @@ def small_profile(folder: Path) -> Profile:
         recipe = load_recipe(assets / "demo.yaml", environ={"SPARQ_DEMO_CORPUS": corpus})
     # Prose perplexity is of the backbone before adaptation: no experiment reads it.
     recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
-    return Profile(name="small", recipe=recipe, adaptations={"full": {"learning_rate": 3e-4}}, rank_divisor=4)
+    return Profile(
+        name="small", recipe=recipe, adaptations={"full": {"learning_rate": 3e-4}}, rank_divisor=4,
+        shipped=assets / "adapters" if shipped else None,
+    )  # fmt: skip
 
 
 def recipe_profile(path: Path) -> Profile:

@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
         if isinstance(model, TrainedCell):
             models.append(model)
         for template in missing:
-            record = _measured(template, model, profile, _rank_note(profile, cell))
+            record = _measured(template, model, profile, _note(profile, cell))
             add_records(results, [record])
             known[record.key] = record
             _LOG.info("  %s: %s", " ".join(cell_labels(cell)), record.values or record.note)
@@ -100,8 +100,13 @@ def _provenance() -> Provenance:
     return dataclasses.replace(collect_provenance(), platform=f"{platform.system()} {platform.machine()}")
 
 
-def _rank_note(profile: Profile, cell: Cell) -> str:
+def _note(profile: Profile, cell: Cell) -> str:
     rank = profile.rank_of(cell)
+    if profile.ships(cell):
+        return (
+            f"LoRA models of rank {rank} are the demo's shipped adapters, which this recipe trained with this seed"
+            " (--shipped)."
+        )
     return f"Rank {rank} stands for {cell.rank}." if cell.rank not in (0, rank) else ""
 
 

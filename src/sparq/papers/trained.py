@@ -16,7 +16,6 @@ from sparq.quantization import QuantizationScheme, quantize
 from sparq.recipes.calibration import padded_batches, task_examples
 from sparq.recipes.evaluate_step import load_listener, measure, test_splits
 from sparq.recipes.listening import Listener
-from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.steps import run_steps
@@ -48,13 +47,14 @@ class TrainedCell:
         self.cell, self.profile, self.seed = cell, profile, seed
         self.recipe: Recipe = profile.recipe_of(cell, seed)
         folder = out / f"{profile.name}-seed{seed}"
+        steps = profile.steps_of(cell)
         self.run = RunFolder(folder / f"{cell.adaptation}{cell.rank or ''}")
         if not self.run.path.exists():
             speech = RunFolder(folder / "speech")
-            run_steps(self.recipe, speech, STEPS, until="vocab")
+            run_steps(self.recipe, speech, steps, until="vocab")
             with atomic_path(self.run.path) as temporary:
                 shutil.copytree(speech.path, temporary)
-        run_steps(self.recipe, self.run, STEPS, until="train")
+        run_steps(self.recipe, self.run, steps, until="train")
 
     @cached_property
     def speechlm(self) -> SpeechLM:

@@ -65,7 +65,7 @@ def quantize_embeddings(model: PreTrainedModel, bits: int) -> None:
 
     Args:
         model: a causal LM.
-        bits: 8, with one scale a row, or 4, with one for every 32 channels.
+        bits: 5 to 8, with one scale a row, or 4, with one for every 32 channels.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(embedding, nn.Embedding)

@@ -15,7 +15,7 @@ from sparq.quantization.scales import KeepsScales
 
 @final
 class IntegerLinear(KeepsScales):
-    """y = scale_x scale_w (x_int W_int^T) + bias, with an exact product of int8 by int8 in int32.
+    """y = sum over groups of scale_x scale_w (x_int W_int^T) + bias, with exact products of int8 by int8 in int32.
 
     It gives what `QuantizedLinear` simulates: the same accumulators bit for bit, and outputs that differ by the
     rounding of float32. Weights of 5 to 8 bits take a byte in memory. Those of 2 to 4 bits take half of one and are
@@ -72,7 +72,10 @@ class IntegerLinear(KeepsScales):
         left, scale, zero_point = self._quantized(x)
         # In place, for a new tensor of so many numbers costs as much as the arithmetic on it.
         scaled = self._accumulated(left, zero_point).float().mul_(self.weight_scale.unsqueeze(1))
-        output = (scaled[0] if len(scaled) == 1 else scaled.sum(0)).mul_(scale)
+        if scale.shape[1] == 1:
+            output = (scaled[0] if len(scaled) == 1 else scaled.sum(0)).mul_(scale)
+        else:
+            output = scaled.mul_(scale.t().unsqueeze(-1)).sum(0)
         if self.bias is not None:
             output = output.add_(self.bias)
         return output.to(x.dtype).reshape(*x.shape[:-1], -1)
@@ -89,10 +92,11 @@ class IntegerLinear(KeepsScales):
         return f"{self.inputs.in_features}, {outputs}, {stored}, groups={groups}"
 
     def _quantized(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return integers [tokens, inputs], and scale and zero point [tokens or 1, 1]."""
+        """Return integers [tokens, inputs], and scale and zero point [tokens or 1, groups or 1]."""
         integers, scale, zero_point = self.inputs.input_integers(x)
         left = integers.reshape(-1, self.inputs.in_features)
-        return left, scale.reshape(-1, 1), None if zero_point is None else zero_point.reshape(-1, 1)
+        groups = scale.shape[-1]
+        return left, scale.reshape(-1, groups), None if zero_point is None else zero_point.reshape(-1, groups)
 
     def _accumulated(self, left: Tensor, zero_point: Tensor | None) -> Tensor:
         product = grouped_product(left, self.weight, len(self.weight_scale), halves=self.halves)

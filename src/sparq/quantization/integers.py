@@ -41,7 +41,7 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
       at most 4 bits take half a byte. Layers that read the output of one norm (q, k, v; gate, up) become one product.
     - weights of 5 to 8 bits, activations of 16: `WeightOnly8`, and with weights of 2 to 4 bits `WeightOnly4`: kernels
       that multiply in bfloat16, so the model must be in bfloat16.
-    - embedding and head of 4 or 8 bits: integers in memory, and the head as with activations of 16 bits.
+    - embedding and head of 4 to 8 bits: integers in memory, and the head as with activations of 16 bits.
 
     No copy of the weights in floating point stays. The result cannot be saved: save the quantized model before. Nor can
     it be moved: to compute on a GPU, move the quantized model there first.
@@ -64,8 +64,6 @@ def to_integers(model: PreTrainedModel) -> PreTrainedModel:
         raise SparqError("the model computes with integers already")
     if scheme.weight_bits == FLOAT_BITS:
         raise SparqError("weight_bits is 16, so there are no integers to compute with: quantize to 2 to 8 bits")
-    if scheme.activation_granularity == "group" and scheme.activation_bits != FLOAT_BITS:
-        raise SparqError("activation_granularity is 'group', which no kernel here computes: quantize tokens or tensors")
     if scheme.activation_bits != FLOAT_BITS:
         require_exact_products(
             max(scheme.for_layer(name).weight_bits for name, _ in named_linears(model)), model.device

@@ -1,35 +1,43 @@
-"""Small integers packed into bytes, for files."""
+"""Small integers packed into bytes, for files: no bit is left out, whatever their width."""
 
 import torch
 from jaxtyping import Int8, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-
-def field_width(bits: int) -> int:
-    """Return the number of bits that an integer of `bits` bits takes in a file: 2, 4 or 8."""
-    return 2 if bits == 2 else 4 if bits <= 4 else 8
+_RUN = 8
+"""Integers that begin at a byte and end with one: 8 of b bits take b bytes."""
 
 
-def pack(integers: Int8[Tensor, "rows columns"], width: int) -> UInt8[Tensor, "rows bytes"]:
-    """Return signed integers packed into bytes, the first column in the lowest bits, rows padded with zeros.
+def pack(integers: Int8[Tensor, "rows columns"], bits: int) -> UInt8[Tensor, "rows bytes"]:
+    """Return signed integers packed into ceil(columns bits / 8) bytes a row.
+
+    A row is one string of bits, the first column in the lowest bits of the first byte.
 
     Args:
-        integers: each in [-2^(width-1), 2^(width-1) - 1].
-        width: bits a field: 2 or 4.
+        integers: each in [-2^(bits-1), 2^(bits-1) - 1].
+        bits: 2 to 7.
     """
-    per_byte = 8 // width
-    fields = (integers & (2**width - 1)).to(torch.uint8)  # two's complement, cut to the field
-    fields = functional.pad(fields, (0, -fields.shape[1] % per_byte))
-    fields = fields.reshape(len(fields), -1, per_byte)
-    packed: Tensor = fields[..., 0].clone()
-    for index in range(1, per_byte):
-        packed |= fields[..., index] << (index * width)
-    return packed
+    columns = integers.shape[1]
+    runs = functional.pad(integers, (0, -columns % _RUN)).view(len(integers), -1, _RUN)
+    joined = torch.zeros(runs.shape[:2], dtype=torch.int64, device=runs.device)  # 8 integers of 7 bits fit
+    for index in range(_RUN):
+        joined |= (runs[..., index].long() & (2**bits - 1)) << (index * bits)  # two's complement, cut to the field
+    packed = torch.stack([joined >> (8 * index) & 255 for index in range(bits)], dim=-1).to(torch.uint8)
+    return packed.flatten(1)[:, : packed_columns(columns, bits)].contiguous()
 
 
-def unpack(packed: UInt8[Tensor, "rows bytes"], width: int, columns: int) -> Int8[Tensor, "rows columns"]:
+def unpack(packed: UInt8[Tensor, "rows bytes"], bits: int, columns: int) -> Int8[Tensor, "rows columns"]:
     """Return what `pack` was given."""
-    fields = torch.stack([(packed >> shift) & (2**width - 1) for shift in range(0, 8, width)], dim=-1)
-    values = fields.flatten(1)[:, :columns].to(torch.int8)
-    return torch.where(values >= 2 ** (width - 1), values - 2**width, values)
+    runs = functional.pad(packed, (0, -packed.shape[1] % bits)).view(len(packed), -1, bits)
+    joined = torch.zeros(runs.shape[:2], dtype=torch.int64, device=runs.device)
+    for index in range(bits):
+        joined |= runs[..., index].long() << (8 * index)
+    fields = torch.stack([(joined >> (index * bits) & (2**bits - 1)).to(torch.int8) for index in range(_RUN)], dim=-1)
+    values = fields.flatten(1)[:, :columns]
+    return torch.where(values >= 2 ** (bits - 1), values - 2**bits, values)
+
+
+def packed_columns(columns: int, bits: int) -> int:
+    """Return how many bytes a row of integers of 2 to 8 bits takes in a file."""
+    return -(-columns * bits // 8)

@@ -117,7 +117,7 @@ def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
 def correct_zero_points(
     product: Int32[Tensor, "groups tokens outputs"],
     left: Int8[Tensor, "tokens inputs"],
-    left_zero_point: Int8[Tensor, "tokens 1"] | None,
+    left_zero_point: Int8[Tensor, "tokens _"] | None,
     right_sums: Int32[Tensor, "groups outputs"] | None,
     right_zero_point: Int[Tensor, "groups outputs"] | None,
 ) -> Int32[Tensor, "groups tokens outputs"]:
@@ -132,13 +132,13 @@ def correct_zero_points(
     Args:
         product: sum l r.
         left: l.
-        left_zero_point: a; None is 0.
+        left_zero_point: a, of a token or of each group of it; None is 0.
         right_sums: sum r - n b; needed where a is.
         right_zero_point: b; None is 0.
     """
     if left_zero_point is not None:
         assert right_sums is not None, "a zero point needs the sums of the other side"
-        product = product - left_zero_point.int() * right_sums.unsqueeze(1)
+        product = product - left_zero_point.t().unsqueeze(-1).int() * right_sums.unsqueeze(1)
     if right_zero_point is not None:
         sums = split_groups(left, len(product)).sum(-1, dtype=torch.int32)  # [tokens, groups]
         product = product - sums.t().unsqueeze(-1) * right_zero_point.int().unsqueeze(1)

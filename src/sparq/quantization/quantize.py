@@ -134,7 +134,7 @@ def _check_embeddings(model: PreTrainedModel, scheme: QuantizationScheme) -> Non
         if group and layer.weight.shape[1] % group:
             raise SparqError(
                 f"the {name} has {layer.weight.shape[1]} channels: embedding_bits {scheme.embedding_bits} needs a"
-                f" multiple of {group}, embedding_bits 8 does not"
+                f" multiple of {group}, embedding_bits 5 does not"
             )
         if not layer.weight.isfinite().all():
             raise SparqError(f"the weights of the {name} have a NaN or an infinity: the model is broken")

@@ -23,7 +23,7 @@ ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 FLOAT_BITS = 16
 """The number of bits that means: left in the floating-point type that the model has."""
 
-EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 8: None}
+EMBEDDING_GROUPS: dict[int, int | None] = {4: 32, 5: None, 6: None, 7: None, 8: None}
 """The bits that embedding and head may have, and how many channels then share a scale; None is a whole row."""
 
 _REALS = (
@@ -86,7 +86,7 @@ class QuantizationScheme:
         low_rank: rank of what `best` trains beside the integers of every layer, in floating point; None for nothing.
         low_rank_rate: peak learning rate of it.
         seed: of random rotations, and of the order in which `best` sees the data.
-        embedding_bits: 8 or 4 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
+        embedding_bits: 4 to 8 for the embedding and the head, rounded to the nearest integer by any method, or 16 to
             leave them as they are. Their inputs are not quantized.
         query_bits: 2 to 8 for the attention's queries, per token and head with a zero point, or 16; see
             `sparq.quantization.attention`.
@@ -147,7 +147,7 @@ class QuantizationScheme:
             if isinstance(bits, bool) or not isinstance(bits, int) or bits not in BITS:
                 raise SparqError(f"{name} is {bits!r}; it must be 2 to 8, or 16 for no quantization")
         if isinstance(self.embedding_bits, bool) or self.embedding_bits not in (*EMBEDDING_GROUPS, FLOAT_BITS):
-            raise SparqError(f"embedding_bits is {self.embedding_bits!r}; it must be 4, 8, or 16 for no quantization")
+            raise SparqError(f"embedding_bits is {self.embedding_bits!r}; it must be 4 to 8, or 16 for no quantization")
         for name in ("weight_symmetric", "activation_symmetric", "key_rotation"):
             if not isinstance(getattr(self, name), bool):
                 raise SparqError(f"{name} is {getattr(self, name)!r}; it must be true or false")

@@ -20,7 +20,7 @@ from sparq.models.families import family_of, named_linears
 from sparq.progress import progress
 from sparq.quantization.linear import QuantizedLinear
 from sparq.quantization.observers import CalibrationBatch
-from sparq.quantization.packing import field_width
+from sparq.quantization.packing import packed_columns
 from sparq.quantization.quantize import quantize
 from sparq.quantization.scheme import FLOAT_BITS, QuantizationScheme
 
@@ -166,5 +166,6 @@ def weight_bytes(model: PreTrainedModel, scheme: QuantizationScheme) -> int:
     total = 0
     for name, layer in named_linears(model):
         assert isinstance(layer.weight, Tensor)
-        total += layer.weight.numel() * field_width(scheme.for_layer(name).weight_bits) // 8
+        rows, columns = layer.weight.shape
+        total += rows * packed_columns(columns, scheme.for_layer(name).weight_bits)
     return total

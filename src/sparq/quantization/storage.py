@@ -1,7 +1,7 @@
 """Quantized models as files: `model.safetensors` and `quantization.json`, nothing else needed.
 
-Integers of 2 bits are packed four a byte, those of 3 and 4 bits two a byte, the others are one a byte. Every
-other tensor keeps its type.
+Integers of b bits take b bits: a row of them is one string of bits, filled up to whole bytes. Every other tensor keeps
+its type.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from sparq.quantization.attention import quantize_attention
 from sparq.quantization.embeddings import QuantizedEmbedding, quantized_head
 from sparq.quantization.integers import runs_on_integers
 from sparq.quantization.linear import QuantizedLinear, activation_settings
-from sparq.quantization.packing import field_width, pack, unpack
+from sparq.quantization.packing import pack, unpack
 from sparq.quantization.quantize import CONFIG_KEY, scheme_of
 from sparq.quantization.rotation import replace_norms
 from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, QuantizationScheme
@@ -31,7 +31,7 @@ from sparq.quantization.scheme import EMBEDDING_GROUPS, FLOAT_BITS, Quantization
 TENSORS = "model.safetensors"
 DESCRIPTION = "quantization.json"
 FORMAT = "sparq-quantized-model"
-VERSION = 1
+VERSION = 2
 _KEYS = {"scheme", "attention", "config", "generation", "aliases"}
 _PACKED = ".weight_packed"
 _BUFFERS = (
@@ -68,9 +68,8 @@ def save_quantized(model: PreTrainedModel, folder: Path) -> None:
         raise SparqError(f"{folder} holds something else than a quantized model: choose a new folder")
     tensors, aliases = _without_aliases({**model.state_dict(), **_transient_buffers(model)})
     for name, bits in _integer_layers(model, scheme):
-        width = field_width(bits)
-        if width < 8 and f"{name}.weight" in tensors:  # not so for a head that is tied to the embedding
-            tensors[name + _PACKED] = pack(tensors.pop(f"{name}.weight"), width)
+        if bits < 8 and f"{name}.weight" in tensors:  # not so for a head that is tied to the embedding
+            tensors[name + _PACKED] = pack(tensors.pop(f"{name}.weight"), bits)
     description = {
         "format": FORMAT,
         "version": VERSION,
@@ -233,7 +232,7 @@ def _place_linears(
 
 def _unpack_weight(tensors: dict[str, Tensor], name: str, bits: int, columns: int) -> None:
     if name + _PACKED in tensors:
-        tensors[f"{name}.weight"] = unpack(tensors.pop(name + _PACKED), field_width(bits), columns)
+        tensors[f"{name}.weight"] = unpack(tensors.pop(name + _PACKED), bits, columns)
 
 
 def _place_embeddings(

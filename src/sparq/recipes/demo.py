@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import shutil
 import zipfile
+from collections.abc import Callable
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ _LOG = logging.getLogger(__name__)
 
 LIVE_UPDATES = 12
 """Updates of each shipped training that the demo repeats before the eyes of its user."""
+
+_PLACES = {"units": ("kmeans.safetensors", "units/kmeans.safetensors"), "vocab": ("vocabulary", "vocab")}
+"""What steps would fit anew, in the folder of a shipped model and in a run."""
 
 QUICK = (
     "frameworks=[vanilla]",
@@ -55,7 +59,7 @@ def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> RunFolder:
         if not corpus.exists():
             _unpack(assets / "corpus.zip", corpus)
         recipe = load_recipe(assets / "demo.yaml", QUICK if quick else (), environ={"SPARQ_DEMO_CORPUS": str(corpus)})
-        steps = STEPS if retrain else tuple(_shipped(step, assets / "adapters") for step in STEPS)
+        steps = STEPS if retrain else shipped_steps(assets / "adapters")
         run_steps(recipe, run, steps)
         return run
 
@@ -65,36 +69,49 @@ def _unpack(archive: Path, folder: Path) -> None:
         contents.extractall(temporary)
 
 
-def _shipped(step: Step | FrameworkStep, adapters: Path) -> Step | FrameworkStep:
-    """Return a step as the demo does it with shipped adapters.
+def shipped_steps(
+    adapters: Path, *, train: bool = True, live_updates: int = LIVE_UPDATES
+) -> tuple[Step | FrameworkStep, ...]:
+    """Return the steps of the pipeline as the demo does them with shipped adapters.
 
     The k-means and the vocabulary are those that the adapters were trained with: fitted anew on another kind of CPU
     they would differ in the last bits, and the adapters would not belong to them. Speech is still encoded here.
+
+    Args:
+        adapters: a folder of shipped models by framework.
+        train: take the models too, instead of training them.
+        live_updates: updates of each shipped training that are repeated.
     """
-    if step.name not in ("units", "vocab", "train"):
-        return step
+
+    def shipped(step: Step | FrameworkStep) -> Step | FrameworkStep:
+        if isinstance(step, FrameworkStep):
+            return _taken(step, adapters, live_updates) if train and step.name == "train" else step
+        return _placed(step, adapters, live_updates) if step.name in _PLACES else step
+
+    return tuple(map(shipped, STEPS))
+
+
+def _config(step: Step | FrameworkStep, live_updates: int) -> Callable[[Recipe], dict[str, Any]]:
     original = step.config
+    return lambda recipe: {**original(recipe), "adapters": "shipped", "live_updates": live_updates}
 
-    def config(recipe: Recipe) -> dict[str, Any]:
-        return {**original(recipe), "adapters": "shipped", "live_updates": LIVE_UPDATES}
 
-    if isinstance(step, FrameworkStep):
+def _taken(step: FrameworkStep, adapters: Path, live_updates: int) -> FrameworkStep:
+    def run(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
+        return take_shipped(recipe, run, framework, adapters / framework, live_updates)
 
-        def run_train(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
-            return take_shipped(recipe, run, framework, adapters / framework)
+    return dataclasses.replace(step, config=_config(step, live_updates), run=run)
 
-        return dataclasses.replace(step, config=config, run=run_train)
-    run_original = step.run
-    source, target = {
-        "units": ("kmeans.safetensors", "units/kmeans.safetensors"),
-        "vocab": ("vocabulary", "vocab"),
-    }[step.name]
 
-    def run_placed(recipe: Recipe, run: RunFolder) -> list[Path]:
-        _copy(adapters / recipe.frameworks[0] / source, run.path / target)
-        return run_original(recipe, run)
+def _placed(step: Step, adapters: Path, live_updates: int) -> Step:
+    original = step.run
+    source, target = _PLACES[step.name]
 
-    return dataclasses.replace(step, config=config, run=run_placed)
+    def run(recipe: Recipe, run: RunFolder) -> list[Path]:
+        _copy(min(adapters.iterdir()) / source, run.path / target)  # all have the same
+        return original(recipe, run)
+
+    return dataclasses.replace(step, config=_config(step, live_updates), run=run)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -103,7 +120,9 @@ def _copy(source: Path, target: Path) -> None:
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
-def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) -> list[Path]:
+def take_shipped(
+    recipe: Recipe, run: RunFolder, framework: str, shipped: Path, live_updates: int = LIVE_UPDATES
+) -> list[Path]:
     """Copy a shipped model and its log into the run, and repeat the first updates of its training."""
     set_threads(recipe)
     vocabulary = load_vocabulary(run)
@@ -112,6 +131,14 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
         shutil.copyfile(shipped / "train.jsonl", temporary)
     with atomic_path(run.model(framework)) as temporary:
         shutil.copytree(shipped, temporary, ignore=shutil.ignore_patterns("train.jsonl"))
+    taken = [run.model(framework), folder / "train.jsonl"]
+    training = read_description(run.model(framework)).training
+    _LOG.info(
+        "  %s: shipped adapters (%d updates, %d tokens, %.0f minutes of training)",
+        framework, training["updates"], training["tokens"], training["seconds"] / 60,
+    )  # fmt: skip
+    if not live_updates:
+        return taken
     live, _ = start_training(
         recipe,
         framework,
@@ -119,15 +146,12 @@ def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path) 
         utterances=load_split(run, "train", vocabulary),
         validation=[],
         folder=folder / "live",
-        updates=LIVE_UPDATES,
+        updates=live_updates,
     )
     live.train(f"live slice {framework}")
     remove(folder / "live" / "checkpoint")
-    training = read_description(run.model(framework)).training
     _LOG.info(
-        "  %s: shipped adapters (%d updates, %d tokens, %.0f minutes of training); %d updates repeated live: loss"
-        " %.2f -> %.2f; %s",
-        framework, training["updates"], training["tokens"], training["seconds"] / 60, len(live.log),
-        live.log[0].loss, live.log[-1].loss, training_curve(run, framework).comparison(),
+        "  %s: %d updates repeated live: loss %.2f -> %.2f; %s",
+        framework, len(live.log), live.log[0].loss, live.log[-1].loss, training_curve(run, framework).comparison(),
     )  # fmt: skip
-    return [run.model(framework), folder / "train.jsonl", live.log_file]
+    return [*taken, live.log_file]

@@ -67,6 +67,10 @@ class FrameworkStep:
     version: int = 1
 
 
+Steps = tuple[Step | FrameworkStep, ...]
+"""All steps of a pipeline, each after those that it needs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A step with the recipe filled in: the unit of work that has a stamp.
