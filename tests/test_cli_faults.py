@@ -70,7 +70,7 @@ def test_bugs_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_closed_pipe_is_quiet(file: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "sparq.cli.main", "recipe", str(file), "--show"]
+    command = [sys.executable, "-m", "sparq", "recipe", str(file), "--show"]
     environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False, env=environment)
     os.close(write)

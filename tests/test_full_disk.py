@@ -33,7 +33,7 @@ def test_a_full_disk(small_disk: Path, tmp_path: Path) -> None:
         frameworks=["softmax1"],
     )
     run = small_disk / "run"
-    command = [sys.executable, "-m", "sparq.cli.main", "run", str(recipe), "--out", str(run)]
+    command = [sys.executable, "-m", "sparq", "run", str(recipe), "--out", str(run)]
     full = subprocess.run(command, capture_output=True, text=True, check=False)
     assert full.returncode == 2, full.stderr
     last = full.stderr.strip().splitlines()[-1]

@@ -17,7 +17,7 @@ KILLS = int(os.environ.get("SPARQ_TEST_KILLS", "3"))
 
 
 def command(recipe: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "sparq.cli.main", "run", str(recipe), "--out", str(out), "--until", "train"]
+    return [sys.executable, "-m", "sparq", "run", str(recipe), "--out", str(out), "--until", "train"]
 
 
 def digest(run: Path) -> dict[str, bytes]:

@@ -33,7 +33,7 @@ def alone(recipe: Path) -> Path:
 def launch(*command: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*launcher, "-m", "sparq.cli.main", *command],
+        [*launcher, "-m", "sparq", *command],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 

@@ -133,7 +133,3 @@ def _log_lines() -> Iterator[None]:
         logger.removeHandler(handler)
         logger.setLevel(level)
         other.setLevel(other_level)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
