@@ -13,8 +13,8 @@ _OWN: dict[str, dict[str, Any]] = {
     "best": {**_ASYMMETRIC, "weight_range": "mse", "key_rotation": True},
 }
 
-_CLIPPED_BITS, _CLIP = 4, 0.9
-"""Rotated inputs of so few bits at most are clipped so by default: see docs/quantization.md."""
+_CLIPPED_BITS, _CLIP, _GROUP_CLIP = 4, 0.9, 0.95
+"""Rotated inputs of so few bits at most are clipped so by default, groups of them less: see docs/quantization.md."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "paper": {  # SpARQ, appendix E.2; its calibration batch of 256 sequences is the caller's data
@@ -36,11 +36,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Settings by preset and method; what depends on bits is added by `defaults`."""
 
 
-def defaults(method: str, weight_bits: Any, activation_bits: Any, preset: str | None) -> dict[str, Any]:
+def defaults(
+    method: str, weight_bits: Any, activation_bits: Any, preset: str | None, *, grouped: bool = False
+) -> dict[str, Any]:
     """Return the settings that differ from a `QuantizationScheme`'s own defaults; bits may be invalid still.
 
     All methods but `rtn` and `smoothquant` have zero points for weights and activations; `gptq`, `rotation` and `best`
-    search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range.
+    search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range, those that
+    share it in groups to 0.95.
 
     - `paper`: SpARQ, appendix E.2: smoothing_alpha 0.5, OmniQuant with groups of 128, AffineQuant's stability 0.01.
     - `anchor`: the original code. Queries, keys and values have the bits of activations, with SmoothQuant probabilities
@@ -52,7 +55,7 @@ def defaults(method: str, weight_bits: Any, activation_bits: Any, preset: str | 
     """
     settings = dict(_OWN.get(method, {}))
     if method in ("rotation", "best") and isinstance(activation_bits, int) and activation_bits <= _CLIPPED_BITS:
-        settings["activation_clip"] = _CLIP
+        settings["activation_clip"] = _GROUP_CLIP if grouped else _CLIP
     if preset is None:
         return settings
     if preset not in PRESETS:

@@ -305,5 +305,6 @@ class QuantizationScheme:
             required = field.default is field.default_factory is dataclasses.MISSING
             if required and field.name not in given:
                 raise SparqError(f"the quantization setting {field.name!r} is missing")
-        own = defaults(str(given["method"]), given["weight_bits"], given["activation_bits"], preset)
+        grouped = given.get("activation_granularity") == "group"
+        own = defaults(str(given["method"]), given["weight_bits"], given["activation_bits"], preset, grouped=grouped)
         return cls(**{**own, **given})
