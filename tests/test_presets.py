@@ -9,6 +9,7 @@ from model_families import tiny_model
 from sparq.errors import SparqError
 from sparq.quantization import QuantizationScheme, quantize
 from sparq.quantization.presets import PRESETS
+from sparq.quantization.quantizer import fake_quantize
 
 
 def scheme(method: str, bits: int = 4, **changes: Any) -> QuantizationScheme:
@@ -30,6 +31,22 @@ def test_the_original_code_quantizes_inside_the_attention() -> None:
     )
     assert not weights_only.quantizes_attention
     assert (omni.epochs, weights_only.epochs) == (20, 40)
+
+
+def test_rotated_inputs_are_clipped_by_what_shares_a_range() -> None:
+    groups = {"group_size": 64, "activation_granularity": "group"}
+    for method in ("rotation", "best"):
+        clips = [scheme(method, bits, **more).activation_clip for bits, more in ((4, {}), (4, groups), (8, groups))]
+        assert clips == [0.9, 0.95, 1.0]
+    assert scheme("gptq", **groups).activation_clip == 1.0
+    # Why: of a few normal numbers, the extreme ones are nearer to the rest.
+    for columns, best in ((64, 0.95), (576, 0.85)):
+        x = torch.randn(2000, columns, generator=torch.Generator().manual_seed(0))
+        errors = {
+            clip: float((fake_quantize(x, 4, symmetric=False, clip=clip) - x).square().mean())
+            for clip in (0.8, 0.85, 0.9, 0.95, 1.0)
+        }
+        assert min(errors, key=errors.__getitem__) == best
 
 
 def test_what_is_given_comes_before_the_preset() -> None:

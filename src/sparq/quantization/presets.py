@@ -42,8 +42,8 @@ def defaults(
     """Return the settings that differ from a `QuantizationScheme`'s own defaults; bits may be invalid still.
 
     All methods but `rtn` and `smoothquant` have zero points for weights and activations; `gptq`, `rotation` and `best`
-    search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range, those that
-    share it in groups to 0.95.
+    search the range of weights (`mse`), and the last two clip inputs of 4 bits or less to 0.9 of their range, or 0.95
+    where groups of them share one.
 
     - `paper`: SpARQ, appendix E.2: smoothing_alpha 0.5, OmniQuant with groups of 128, AffineQuant's stability 0.01.
     - `anchor`: the original code. Queries, keys and values have the bits of activations, with SmoothQuant probabilities
