@@ -16,7 +16,7 @@ from sparq.papers.energy import read_joules
 from sparq.papers.full_plan import estimate, full_plan, full_preamble
 from sparq.papers.profiles import Profile, recipe_profile, small_profile, smoke_profile
 from sparq.papers.runner import run_experiment
-from sparq.quantization import QuantizationScheme
+from sparq.quantization import presets
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.steps import run_steps
@@ -139,7 +139,9 @@ def test_the_other_profiles_have_a_recipe_for_every_cell(tmp_path: Path, monkeyp
             if cell.rank:
                 assert recipe.train.rank in (cell.rank, cell.rank // 4)
             if cell.precision != "full":
-                QuantizationScheme.from_dict(profile.scheme_settings(cell.precision))
+                assert profile.scheme_of(cell.precision).name == cell.precision.removesuffix("-grouped").partition(
+                    "-clip"
+                )[0].removesuffix("-tuned")
 
 
 def test_norms_of_trained_models(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,20 +160,29 @@ def test_ranks_are_divided_and_alpha_keeps_its_share(tmp_path: Path) -> None:
     assert (train.rank, train.alpha, train.method) == (32, 32, "lora")
     assert profile.recipe_of(Cell(framework="vanilla", adaptation="qlora-4bit"), seed=3).train.base == "nf4"
     assert profile.recipe_of(Cell(framework="vanilla"), seed=3).seed == 3
-    settings = profile.scheme_settings("w8a8-smoothquant-clip5")
-    assert (settings["weight_range"], settings["weight_tail"], settings["weight_bits"]) == ("percentile", 0.05, 8)
+    clipped = profile.scheme_of("w8a8-smoothquant-clip5")
+    assert (clipped.weight_range, clipped.weight_tail, clipped.weight_bits) == ("percentile", 0.05, 8)
     with pytest.raises(SparqError, match="is not a scheme"):
-        profile.scheme_settings("w8a8")
+        profile.scheme_of("w8a8")
 
 
 def test_tuned_takes_the_profiles_settings(tmp_path: Path) -> None:
     small = dataclasses.replace(smoke_profile(tmp_path), tuned={"group_size": 64}, tuned_sequences=2048)
-    assert small.scheme_settings("w4a4-best-tuned") == {**small.scheme_settings("w4a4-best"), "group_size": 64}
+    assert small.scheme_of("w4a4-best-tuned") == dataclasses.replace(small.scheme_of("w4a4-best"), group_size=64)
     assert [small.calibration_sequences(name) for name in ("w4a4-best", "w4a4-best-tuned")] == [4, 2048]
     fewer = dataclasses.replace(small, tuned_sequences=9)
     plain, tuned = (Cell(framework="vanilla", precision=f"w4a4-best{end}") for end in ("", "-tuned"))
     assert small.settings_of(plain, 0) == fewer.settings_of(plain, 0)
     assert small.settings_of(tuned, 0) != fewer.settings_of(tuned, 0)
+
+
+def test_a_method_that_changes_is_another_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = smoke_profile(tmp_path)
+    full, rotated = (Cell(framework="vanilla", precision=name) for name in ("full", "w4a4-rotation"))
+    before = profile.settings_of(full, 0), profile.settings_of(rotated, 0)
+    monkeypatch.setattr(presets, "_CLIP", 0.8)
+    assert profile.settings_of(full, 0) == before[0]
+    assert profile.settings_of(rotated, 0) != before[1]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda experiment: experiment.name)
@@ -238,9 +249,10 @@ def test_energy_is_the_sum_of_packages_where_it_can_be_read(tmp_path: Path) -> N
 
 def test_grouped_takes_the_profiles_groups(tmp_path: Path) -> None:
     profile = smoke_profile(tmp_path)
-    grouped = {"group_size": 16, "activation_granularity": "group"}
     for name in ("w4a4-rotation", "w4a4-best-tuned"):
-        assert profile.scheme_settings(f"{name}-grouped") == {**profile.scheme_settings(name), **grouped}
+        grouped = profile.scheme_of(f"{name}-grouped")
+        assert (grouped.group_size, grouped.activation_granularity, grouped.activation_clip) == (16, "group", 0.95)
+        assert grouped.low_rank == profile.scheme_of(name).low_rank
         assert profile.calibration_sequences(f"{name}-grouped") == profile.calibration_sequences(name)
 
 

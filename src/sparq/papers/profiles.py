@@ -10,6 +10,7 @@ from typing import Any
 from sparq.files import atomic_path, fingerprint, sha256_file
 from sparq.papers.experiments import FULL, GROUPED, TUNED, Cell
 from sparq.papers.smoke_world import smoke_recipe
+from sparq.quantization import QuantizationScheme
 from sparq.quantization.names import settings_of_name
 from sparq.recipes.demo import shipped_steps
 from sparq.recipes.jobs import Steps
@@ -88,7 +89,8 @@ class Profile:
         recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None, vocoder=None))
         count = self.calibration_sequences(cell.precision)
         recipe = replace(recipe, quantize=replace(recipe.quantize, calibration_sequences=count))
-        scheme = {} if cell.precision == FULL else self.scheme_settings(cell.precision)
+        # Not what the profile gives: a method's defaults may become others.
+        scheme = {} if cell.precision == FULL else self.scheme_of(cell.precision).chosen()
         used = used_settings(recipe, "units", "vocab", "train", "quantize", "evaluate")
         return fingerprint(used, scheme, spoken_by)
 
@@ -96,8 +98,8 @@ class Profile:
         """Return how many sequences a precision is calibrated on."""
         return self.tuned_sequences if TUNED in precision else self.recipe.quantize.calibration_sequences
 
-    def scheme_settings(self, precision: str) -> dict[str, Any]:
-        """Return the settings of a precision.
+    def scheme_of(self, precision: str) -> QuantizationScheme:
+        """Return the scheme of a precision.
 
         `-clip5` leaves out 5 % of the weights, half of it at either end; `-tuned` is with the profile's own settings,
         `-grouped` with its groups.
@@ -109,7 +111,7 @@ class Profile:
         tuned = self.tuned if TUNED in precision else {}
         grouped = self.grouped if GROUPED in precision else {}
         alpha = self.recipe.quantize.smoothing_alpha
-        return {**named, "smoothing_alpha": alpha, **tails, **trained, **tuned, **grouped}
+        return QuantizationScheme.from_dict({**named, "smoothing_alpha": alpha, **tails, **trained, **tuned, **grouped})
 
 
 def smoke_profile(folder: Path) -> Profile:

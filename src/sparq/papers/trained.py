@@ -12,7 +12,7 @@ from sparq.devices import compute_device
 from sparq.files import atomic_path, read_json, write_json
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.profiles import Profile
-from sparq.quantization import QuantizationScheme, quantize
+from sparq.quantization import quantize
 from sparq.recipes.calibration import padded_batches, task_examples
 from sparq.recipes.evaluate_step import load_listener, measure, test_splits
 from sparq.recipes.listening import Listener
@@ -87,8 +87,7 @@ class TrainedCell:
         count = self.profile.calibration_sequences(precision)
         examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
         batches = padded_batches([example for of_task in examples.values() for example in of_task], vocabulary)
-        scheme = QuantizationScheme.from_dict(self.profile.scheme_settings(precision))
-        return quantize(self.speechlm.model, batches, scheme)
+        return quantize(self.speechlm.model, batches, self.profile.scheme_of(precision))
 
     def row(self, precision: str) -> Row:
         """Return the four tasks and the outliers at a precision; what was measured is kept beside the model."""

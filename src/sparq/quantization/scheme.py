@@ -282,6 +282,14 @@ class QuantizationScheme:
         cache = f"kv{self.key_bits}" if self.key_bits == self.value_bits != FLOAT_BITS else ""
         return f"w{self.weight_bits}a{self.activation_bits}{cache}-{self.method}"
 
+    def chosen(self) -> dict[str, Any]:
+        """Return the settings that are not the fields' own defaults, so that a later field changes nothing of it."""
+        own = {
+            field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            for field in dataclasses.fields(self)
+        }
+        return {name: value for name, value in self.to_dict().items() if value != own[name]}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-able values; `from_dict` reads them back."""
         return dataclasses.asdict(self)
