@@ -256,6 +256,13 @@ def test_grouped_takes_the_profiles_groups(tmp_path: Path) -> None:
         assert profile.calibration_sequences(f"{name}-grouped") == profile.calibration_sequences(name)
 
 
+def test_a_recipes_settings_can_be_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changed = small_profile(tmp_path, ["name=all of it", "evaluate.max_utterances=0"])
+    assert (changed.recipe.name, changed.recipe.evaluate.max_utterances) == ("all of it", 0)
+    assert main(["paper", "run", "sparq-8", "--set", "evaluate.max_utterances=0"]) == 2
+    assert "the profile smoke has none: name --profile small" in capsys.readouterr().err
+
+
 def test_what_the_demo_ships_is_taken_instead_of_trained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plain, shipped = small_profile(tmp_path), small_profile(tmp_path, shipped=True)
     lora, full, gated = (

@@ -92,6 +92,11 @@ def whole(text: str) -> int:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Add the recipe and `--set`."""
     parser.add_argument("recipe", metavar="RECIPE.yaml", type=Path, help="the recipe")
+    add_overrides(parser)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add `--set`."""
     parser.add_argument(
         "--set",
         dest="overrides",

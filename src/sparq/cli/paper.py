@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from sparq.cli.arguments import positive
+from sparq.cli.arguments import add_overrides, positive
 from sparq.errors import SparqError
 
 RESULTS = Path("experiments") / "results.jsonl"
@@ -80,6 +80,7 @@ def add_commands(commands: Any) -> None:
         action="store_true",
         help="take the demo's adapters, trained by the profile small with seed 0, instead of training them",
     )
+    add_overrides(run)
     run.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: the profile's)")
     run.set_defaults(handler=run_experiments, parser=run)
 
@@ -171,11 +172,17 @@ def run_experiments(arguments: argparse.Namespace) -> None:
     from sparq.papers.runner import run_experiment
 
     if arguments.recipe is not None:
-        profile = recipe_profile(arguments.recipe)
+        profile = recipe_profile(arguments.recipe, arguments.overrides)
     else:
         folder = arguments.out / arguments.profile
-        small = arguments.profile == "small"
-        profile = small_profile(folder, shipped=arguments.shipped) if small else smoke_profile(folder)
+        if arguments.profile == "small":
+            profile = small_profile(folder, arguments.overrides, shipped=arguments.shipped)
+        elif arguments.overrides:
+            raise SparqError(
+                "--set changes a recipe, and the profile smoke has none: name --profile small or a --recipe"
+            )
+        else:
+            profile = smoke_profile(folder)
     if arguments.threads is not None:
         profile = replace(profile, recipe=replace(profile.recipe, threads=arguments.threads))
     keys: tuple[CellKey, ...] = get_args(CellKey)

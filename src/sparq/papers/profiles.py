@@ -1,7 +1,7 @@
 """How much of an experiment is done: a tiny world, a small model on the speech at hand, or a recipe of one's own."""
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -123,7 +123,7 @@ def smoke_profile(folder: Path) -> Profile:
     )  # fmt: skip
 
 
-def small_profile(folder: Path, *, shipped: bool = False) -> Profile:
+def small_profile(folder: Path, overrides: Iterable[str] = (), *, shipped: bool = False) -> Profile:
     """Return SmolLM2-135M on the demo's corpus of 62 minutes, by the demo's recipe.
 
     The rate of the recipe is LoRA's; all weights are trained at the papers' 3e-4. Its keys are 192 wide, so the ranks
@@ -131,6 +131,8 @@ def small_profile(folder: Path, *, shipped: bool = False) -> Profile:
 
     Args:
         folder: where the corpus goes.
+        overrides: settings of the recipe such as `evaluate.tts_utterances=240`; results under other settings need
+            another `name`.
         shipped: take the demo's adapters, which are those of seed 0, instead of training them again.
     """
     with as_file(files("sparq") / "demo") as assets:
@@ -138,7 +140,7 @@ def small_profile(folder: Path, *, shipped: bool = False) -> Profile:
             with atomic_path(folder / "corpus") as temporary, zipfile.ZipFile(assets / "corpus.zip") as archive:
                 archive.extractall(temporary)
         corpus = str((folder / "corpus").absolute())
-        recipe = load_recipe(assets / "demo.yaml", environ={"SPARQ_DEMO_CORPUS": corpus})
+        recipe = load_recipe(assets / "demo.yaml", overrides, environ={"SPARQ_DEMO_CORPUS": corpus})
     # Prose perplexity is of the backbone before adaptation: no experiment reads it.
     recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
     return Profile(
@@ -147,6 +149,6 @@ def small_profile(folder: Path, *, shipped: bool = False) -> Profile:
     )  # fmt: skip
 
 
-def recipe_profile(path: Path) -> Profile:
+def recipe_profile(path: Path, overrides: Iterable[str] = ()) -> Profile:
     """Return a profile of a recipe file, such as one of `recipes/paper`."""
-    return Profile(name="recipe", recipe=load_recipe(path))
+    return Profile(name="recipe", recipe=load_recipe(path, overrides))
