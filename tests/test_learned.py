@@ -56,11 +56,20 @@ def test_changes_leave_the_float_block_as_it_was(family: str, method: str) -> No
     assert (out - targets[0]).norm() <= 1e-5 * targets[0].norm()
 
 
-@pytest.mark.parametrize("activation_bits", [16, 4])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        {"activation_bits": 16},
+        {"activation_bits": 4},
+        {"activation_bits": 4, "activation_granularity": "group"},
+        {"activation_bits": 4, "activation_granularity": "tensor"},
+    ],
+    ids=lambda inputs: "-".join(map(str, inputs.values())),
+)
 @pytest.mark.parametrize("method", ["omniquant", "affinequant"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_trained_is_what_comes_out(family: str, method: str, activation_bits: int) -> None:
-    learned, stream, targets, _ = prepared(family, scheme(method, activation_bits=activation_bits, group_size=8))
+def test_what_is_trained_is_what_comes_out(family: str, method: str, inputs: dict[str, Any]) -> None:
+    learned, stream, targets, _ = prepared(family, scheme(method, group_size=8, **inputs))
     args, kwargs = stream.batches[0].calls[0]
     with torch.no_grad():
         simulated = learned(stream.batches[0].states, args, kwargs)

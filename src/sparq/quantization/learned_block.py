@@ -43,12 +43,17 @@ class _Simulated(nn.Module):
         if self.matrix.numel():
             x = x @ self.matrix
         if scheme.activation_bits != FLOAT_BITS:
-            rows = x.reshape(1, -1) if scheme.activation_granularity == "tensor" else x
             x = quantize_through(
-                rows, scheme.activation_bits, symmetric=scheme.activation_symmetric,
+                self._rows(x), scheme.activation_bits, symmetric=scheme.activation_symmetric,
                 low_share=scheme.activation_clip, high_share=scheme.activation_clip,
             ).view(x.shape)  # fmt: skip
         return functional.linear(x, self.weight, self.bias)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Return the values that share a range as rows."""
+        if self.scheme.activation_granularity == "tensor":
+            return x.reshape(1, -1)
+        return in_groups(x, self.scheme.group_size) if self.scheme.activation_granularity == "group" else x
 
 
 class LearnedBlock(nn.Module):

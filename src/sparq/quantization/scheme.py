@@ -219,9 +219,7 @@ class QuantizationScheme:
             raise SparqError(
                 f"activation_granularity 'channel' goes with rtn and gptq: {self.method} changes channels itself"
             )
-        if self.learns and (static is not None or granularity == "group"):
-            raise SparqError(f"{self.method} trains with ranges at run time, of tokens or tensors")
-        if self.distills and static is not None:
+        if (self.learns or self.distills) and static is not None:
             raise SparqError(f"{self.method} trains with ranges at run time: activation_static must be null")
 
     @property

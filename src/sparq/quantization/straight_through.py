@@ -84,6 +84,6 @@ def learned_range(
     return scale, -(2 ** (bits - 1)) - round_through(low / scale)
 
 
-def in_groups(weight: Float[Tensor, "outputs inputs"], group_size: int | None) -> Float[Tensor, "outputs groups size"]:
-    """Return a weight matrix with the columns that share a scale as rows of their own."""
-    return split_groups(weight, weight.shape[1] // (group_size or weight.shape[1]))
+def in_groups(x: Float[Tensor, "*rows columns"], group_size: int | None) -> Float[Tensor, "*rows groups size"]:
+    """Return weights or activations with the columns that share a scale as rows of their own."""
+    return split_groups(x, x.shape[-1] // (group_size or x.shape[-1]))
