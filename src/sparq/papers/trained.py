@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sparq.adaptation import SpeechLM, load_speechlm
 from sparq.devices import compute_device
-from sparq.files import atomic_path, read_json, write_json
+from sparq.files import atomic_path, fingerprint, read_json, write_json
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.profiles import Profile
 from sparq.quantization import quantize
@@ -79,7 +79,10 @@ class TrainedCell:
         return {name: utterances[: count or None] for name, utterances in splits.items()}
 
     def model(self, precision: str) -> PreTrainedModel:
-        """Return the model at a precision, calibrated as the step `quantize` does it."""
+        """Return the model at a precision, calibrated as the step `quantize` does it.
+
+        What takes minutes is kept beside the model: an interrupted call goes on from it, and so does another measure.
+        """
         if precision == FULL:
             return self.speechlm.model
         vocabulary = self.speechlm.vocabulary
@@ -87,7 +90,9 @@ class TrainedCell:
         count = self.profile.calibration_sequences(precision)
         examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
         batches = padded_batches([example for of_task in examples.values() for example in of_task], vocabulary)
-        return quantize(self.speechlm.model, batches, self.profile.scheme_of(precision))
+        scheme = self.profile.scheme_of(precision)
+        kept = self.run.path / "quantizing" / f"{self.cell.framework}-{precision}-{fingerprint(scheme.chosen(), count)}"
+        return quantize(self.speechlm.model, batches, scheme, resume=kept if scheme.resumes else None)
 
     def row(self, precision: str) -> Row:
         """Return the four tasks and the outliers at a precision; what was measured is kept beside the model."""

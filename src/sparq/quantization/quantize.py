@@ -80,7 +80,7 @@ def quantize(
 
     store = None
     if resume is not None:
-        if not (scheme.compensates or scheme.learns):
+        if not scheme.resumes:
             raise SparqError(f"{scheme.name} is done in seconds, nothing of it is kept: leave resume out")
         store = BlockStore(resume, model, scheme, batches)
     factors: dict[str, Tensor] = {}

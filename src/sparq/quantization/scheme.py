@@ -255,6 +255,11 @@ class QuantizationScheme:
         return self.method == "best" and self.weight_bits != FLOAT_BITS
 
     @property
+    def resumes(self) -> bool:
+        """Whether an interrupted quantization can go on from what was kept: it takes minutes."""
+        return self.compensates or self.learns
+
+    @property
     def quantizes_attention(self) -> bool:
         """Whether anything inside of the attention is quantized."""
         return any(getattr(self, name) != FLOAT_BITS for name in _ATTENTION_BITS)
