@@ -128,7 +128,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         ("continue --model . --audio nothing.wav", "no such file: nothing.wav"),
         (
             "continue --model . --text a --precision w4a4rtn",
-            "argument --precision: unknown precision 'w4a4rtn': did you mean 'w4a4-rtn'",
+            "argument --precision: it is 'w4a4rtn': did you mean 'w4a4-rtn'",
         ),
         (
             "continue --model . --text a --max-new 0",

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from small_world import make_backbone
 from sparq.cli.main import main
+from sparq.errors import SparqError
 from sparq.evaluation import prose_perplexity
 from sparq.models import load_model
 from sparq.quantization import QuantizationScheme, load_quantized, quantize, scheme_of, sensitivity
@@ -181,6 +182,13 @@ def test_names() -> None:
     assert settings_of_name("w4a16g128-gptq") == {
         "method": "gptq", "weight_bits": 4, "activation_bits": 16, "group_size": 128,
     }  # fmt: skip
+    assert settings_of_name("w4g64a4-rtn") == settings_of_name("w4a4g64-rtn")
+    assert settings_of_name("w4g64a8kv4g64-best") == {
+        "method": "best", "weight_bits": 4, "activation_bits": 8, "key_bits": 4, "value_bits": 4, "group_size": 64,
+        "activation_granularity": "group",
+    }  # fmt: skip
+    with pytest.raises(SparqError, match="has groups of 64 and of 32: inputs share the weights' groups"):
+        settings_of_name("w4g64a4g32-rtn")
 
 
 def test_sensitivity_is_the_librarys(

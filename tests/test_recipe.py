@@ -165,6 +165,12 @@ def test_a_resolved_recipe_is_a_recipe_and_resolves_to_itself(file: Path, tmp_pa
         ("train={updates: 9, warmup_updates: 9, extra_text: [a], extra_lines: -1}", "recipe.train.extra_lines is -1"),
         ("train.task_weights.asr=-1", "recipe.train.task_weights.asr is -1.0: expected at least 0"),
         ("quantize.schemes=[w4a4]", "recipe.quantize.schemes[0] is 'w4a4': did you mean 'w4a4-rtn'"),
+        ("quantize.schemes=[]", "recipe.quantize.schemes is []: expected at least one, such as w8a8-rtn"),
+        (
+            "quantize.schemes=[w9a8-rtn]",
+            "recipe.quantize.schemes[0] is 'w9a8-rtn': weight_bits is 9; it must be 2 to 8",
+        ),
+        ("quantize.schemes=[w8a8-rtn, w8a8-rtn]", "recipe.quantize.schemes lists 'w8a8-rtn' twice: list it once"),
         ("quantize.smoothing_alpha=1.5", "recipe.quantize.smoothing_alpha is 1.5: expected from 0 to 1"),
         ("evaluate.beam=0", "recipe.evaluate.beam is 0: expected more than 0"),
         ("evaluate.tts_utterances=-1", "recipe.evaluate.tts_utterances is -1: expected at least 0"),

@@ -152,14 +152,12 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _schemes() -> tuple[str, ...]:
-    from sparq.recipes.recipe import ALL_SCHEMES
-
-    return ALL_SCHEMES
-
-
 def _precision(text: str) -> str:
-    valid = ("full", *_schemes())
-    if text not in valid:
-        raise argparse.ArgumentTypeError(f"unknown precision {text!r}: {near_matches(text, valid)}")
+    from sparq.recipes.model_sections import check_scheme
+
+    if text != "full":
+        try:
+            check_scheme("it", text)
+        except SparqError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
     return text

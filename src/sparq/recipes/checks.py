@@ -1,9 +1,9 @@
 """What the sections of a recipe share: checks whose message is one line: path, value, remedy."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from sparq.errors import SparqError, near_matches
+from sparq.errors import SparqError
 
 NO_EFFECT = {"affects_result": False}
 """Metadata of a field that changes how a step runs but not what it makes: it makes no finished step stale."""
@@ -35,15 +35,6 @@ def check_unique(where: str, values: Sequence[str]) -> None:
     for value in values:
         if values.count(value) > 1:
             raise SparqError(f"{where} lists {value!r} twice: list it once")
-
-
-def check_names(where: str, values: Sequence[str], valid: Collection[str]) -> None:
-    """Check a list of names, which must not be empty, against those that exist."""
-    check(len(values) > 0, where, [], "at least one of " + ", ".join(valid))
-    for index, value in enumerate(values):
-        if value not in valid:
-            raise SparqError(f"{where}[{index}] is {value!r}: {near_matches(value, valid)}")
-    check_unique(where, values)
 
 
 def check_identifier(where: str, value: str, start: str) -> None:

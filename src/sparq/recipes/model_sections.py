@@ -13,12 +13,12 @@ from typing import Literal
 from sparq.adaptation import Base, Initialization
 from sparq.attention import ATTENTION_NAMES, AttentionSpec
 from sparq.errors import SparqError, near_matches
-from sparq.quantization.scheme import METHODS
+from sparq.quantization.names import settings_of_name
+from sparq.quantization.scheme import METHODS, QuantizationScheme
 from sparq.recipes.checks import (
     ADDED_LATER,
     NO_EFFECT,
     check,
-    check_names,
     check_not_empty,
     check_positive,
     check_unique,
@@ -32,8 +32,7 @@ FRAMEWORKS = ("vanilla", "softmax1", "max_shift")
 SCHEMES = ("w8a8-rtn", "w4a4-rtn", "w8a8-smoothquant", "w4a4-smoothquant")
 """The precisions below full that are made by default: bits of weights and activations, and the method."""
 
-ALL_SCHEMES = tuple(f"{bits}-{method}" for method in METHODS for bits in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16"))
-"""All that can be asked for."""
+_USUAL_SCHEMES = tuple(f"{bits}-{method}" for method in METHODS for bits in ("w8a8", "w4a8", "w4a4", "w8a16", "w4a16"))
 
 
 def check_frameworks(where: str, values: Sequence[str]) -> None:
@@ -47,6 +46,18 @@ def check_frameworks(where: str, values: Sequence[str]) -> None:
         name = AttentionSpec.parse(value).name
         check(value == name, f"{where}[{index}]", value, name)
     check_unique(where, values)
+
+
+def check_scheme(where: str, value: str) -> None:
+    """Check the name of a precision, such as w4a4-best or w4g64a4g64-best."""
+    try:
+        settings = settings_of_name(value)
+    except SparqError as error:
+        raise SparqError(f"{where} is {value!r}: {near_matches(value, _USUAL_SCHEMES)}") from error
+    try:
+        QuantizationScheme.from_dict(settings)
+    except SparqError as error:
+        raise SparqError(f"{where} is {value!r}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +247,7 @@ class QuantizeConfig:
     """Which low-bit models are made.
 
     Attributes:
-        schemes: bits and method; W8A8 and W4A4 in SpARQ section 4.1.
+        schemes: names of precisions, bits and method; W8A8 and W4A4 in SpARQ section 4.1.
         calibration_sequences: training sequences on which methods measure or train; 256 in SpARQ appendix E.2, and for
             SmoothQuant 128 hardly differ.
         smoothing_alpha: SmoothQuant's migration strength; SpARQ appendix E.2.
@@ -248,7 +259,10 @@ class QuantizeConfig:
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
-        check_names(f"{where}.schemes", self.schemes, ALL_SCHEMES)
+        check(len(self.schemes) > 0, f"{where}.schemes", [], "at least one, such as " + ", ".join(SCHEMES))
+        for index, name in enumerate(self.schemes):
+            check_scheme(f"{where}.schemes[{index}]", name)
+        check_unique(f"{where}.schemes", self.schemes)
         check_positive(where, calibration_sequences=self.calibration_sequences)
         check(0 <= self.smoothing_alpha <= 1, f"{where}.smoothing_alpha", self.smoothing_alpha, "from 0 to 1")
 

@@ -12,7 +12,6 @@ from sparq.configuration import apply_overrides, from_mapping, load_yaml, to_map
 from sparq.errors import SparqError
 from sparq.recipes.checks import ADDED_LATER, NO_EFFECT, check, check_not_empty
 from sparq.recipes.model_sections import (
-    ALL_SCHEMES,
     FRAMEWORKS,
     EvaluateConfig,
     ModelConfig,
@@ -24,7 +23,6 @@ from sparq.recipes.model_sections import (
 from sparq.recipes.speech_sections import PrepareConfig, SourceConfig, UnitsConfig, VocabConfig
 
 __all__ = [
-    "ALL_SCHEMES",
     "FRAMEWORKS",
     "EvaluateConfig",
     "ModelConfig",
