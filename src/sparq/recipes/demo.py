@@ -12,7 +12,7 @@ from typing import Any
 from sparq.adaptation import read_description
 from sparq.files import atomic_path, remove
 from sparq.pretrained import pretrained_folder
-from sparq.recipes.jobs import FrameworkStep, Step
+from sparq.recipes.jobs import FrameworkStep, Step, Steps
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.recipe import Recipe, load_recipe
 from sparq.recipes.report_step import training_curve
@@ -69,9 +69,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         contents.extractall(temporary)
 
 
-def shipped_steps(
-    adapters: Path, *, train: bool = True, live_updates: int = LIVE_UPDATES
-) -> tuple[Step | FrameworkStep, ...]:
+def shipped_steps(adapters: Path, *, train: bool = True, live_updates: int = LIVE_UPDATES) -> Steps:
     """Return the steps of the pipeline as the demo does them with shipped adapters.
 
     The k-means and the vocabulary are those that the adapters were trained with: fitted anew on another kind of CPU
