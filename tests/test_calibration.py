@@ -68,7 +68,15 @@ def test_batches_hold_each_sequence_behind_its_mask() -> None:
     seen = []
     for batch in padded_batches(examples, VOCABULARY):
         assert batch["input_ids"].shape == batch["attention_mask"].shape
-        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        for ids, mask, labels in zip(*(batch[k] for k in ("input_ids", "attention_mask", "labels")), strict=True):
             assert torch.equal(mask, mask.sort(descending=True).values)
-            seen.append(tuple(ids[mask.bool()].tolist()))
-    assert sorted(seen) == sorted((*e.prompt, *e.target) for e in examples)
+            seen.append((tuple(ids[mask.bool()].tolist()), tuple(ids[labels != -100].tolist())))
+            assert torch.equal(labels[labels != -100], ids[labels != -100])
+    assert sorted(seen) == sorted(((*e.prompt, *e.target), tuple(e.target)) for e in examples)
+
+
+def test_the_first_batches_are_like_all() -> None:
+    examples = [e for of_task in task_examples(SAID * 9, VOCABULARY, count=1600, seed=0).values() for e in of_task]
+    lengths = [int(batch["attention_mask"].sum()) for batch in padded_batches(examples, VOCABULARY)]
+    whole = sum(lengths) / len(lengths)
+    assert sum(lengths[:30]) / 30 == pytest.approx(whole, rel=0.15)

@@ -39,10 +39,17 @@ def masked(seed: int = 0) -> dict[str, Tensor]:
 @torch.no_grad()
 def divergence(model: PreTrainedModel, quantized: PreTrainedModel, batch: dict[str, Tensor]) -> float:
     """The mean of KL over the tokens that are not padding, from all logits at once."""
+    return float(divergences(model, quantized, batch)[batch["attention_mask"].bool()].mean())
+
+
+@torch.no_grad()
+def divergences(model: PreTrainedModel, quantized: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+    """KL of every position, [batch, length]."""
     wanted, got = (
-        m(**batch).logits.double().log_softmax(-1)[batch["attention_mask"].bool()] for m in (model, quantized)
+        m(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.double().log_softmax(-1)
+        for m in (model, quantized)
     )
-    return float((wanted.exp() * (wanted - got)).sum(-1).mean())
+    return (wanted.exp() * (wanted - got)).sum(-1)
 
 
 def scheme(**changes: Any) -> QuantizationScheme:
@@ -115,6 +122,50 @@ def test_the_loss_is_the_mean_divergence_of_tokens(monkeypatch: pytest.MonkeyPat
     assert other.model.layers[0].mlp.up_proj.weight.grad.abs().sum() > 0
 
 
+def labeled() -> dict[str, Tensor]:
+    """Four rows: the last three tokens of 16 count, the last five of 9, one alone that has one before it, and none."""
+    labels = torch.full((4, 16), -100)
+    batch = masked()
+    labels[0, 13:] = batch["input_ids"][0, 13:]
+    labels[1, 4:] = batch["input_ids"][1, 4:]  # padding after 9 does not count, whatever its labels
+    labels[2, :2] = batch["input_ids"][2, :2]
+    return {**batch, "labels": labels}
+
+
+def test_labels_say_what_counts_and_sequences_count_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparq.quantization.distillation._CHUNK", 4)
+    model, other = convert(tiny_model("llama"), "vanilla"), convert(tiny_model("llama"), "vanilla")
+    with torch.no_grad():
+        for parameter in other.model.layers.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = labeled()
+    (example,) = float_examples(model, [batch, {**batch, "labels": torch.full((4, 16), -100)}])
+    assert len(example.target) == 3 + 5 + 1
+    of_each = divergences(model, other, batch)
+    expected = torch.stack([of_each[0, 12:15].mean(), of_each[1, 3:8].mean(), of_each[2, 0]]).mean()
+    assert _backward(other, example) == pytest.approx(float(expected), rel=0.05)
+
+
+def test_the_gradient_is_that_of_what_counts() -> None:
+    model, other = convert(tiny_model("llama"), "vanilla"), convert(tiny_model("llama"), "vanilla")
+    with torch.no_grad():
+        for parameter in other.model.layers.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    batch = labeled()
+    (example,) = float_examples(model, [batch])
+    other.requires_grad_(False)
+    found = other.model.layers[1].mlp.up_proj.weight.requires_grad_()
+    _backward(other, example)
+    gradient, found.grad = found.grad, None
+    wanted, got = (
+        m(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.log_softmax(-1)
+        for m in (model, other)
+    )
+    of_each = (wanted.detach().exp() * (wanted.detach() - got)).sum(-1)
+    torch.stack([of_each[0, 12:15].mean(), of_each[1, 3:8].mean(), of_each[2, 0]]).mean().backward()
+    assert float((gradient - found.grad).norm() / found.grad.norm()) < 0.05  # in bfloat16
+
+
 @pytest.mark.parametrize("attention", ["vanilla", "softmax1"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_comes_closer_to_the_float_model(family: str, attention: str, tmp_path: Path) -> None:
@@ -182,7 +233,11 @@ def test_what_cannot_be_trained_is_refused() -> None:
         quantize(model, [], scheme())
     with pytest.raises(SparqError, match="scale_rate is 0; it must be a number more than 0 to 1"):
         scheme(scale_rate=0)
-    empty = Example(ids(), torch.ones(4, 16), torch.full((64, 32), torch.nan))
+    with pytest.raises(SparqError, match=r"batch 0 has labels of shape \[4, 15\] for ids of shape \[4, 16\]"):
+        quantize(model, [{"input_ids": ids(), "labels": ids()[:, 1:]}], scheme())
+    with pytest.raises(SparqError, match="none of the calibration data's tokens counts: all labels are -100"):
+        quantize(model, [{"input_ids": ids(), "labels": torch.full((4, 16), -100)}], scheme())
+    empty = Example(ids(), torch.ones(4, 16), torch.ones(4, 16) / 64, torch.full((64, 32), torch.nan))
     assert not torch.isfinite(torch.tensor(_backward(model.requires_grad_(True), empty)))
     with torch.no_grad():
         model.model.norm.weight.fill_(torch.nan)

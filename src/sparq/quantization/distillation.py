@@ -4,8 +4,11 @@ All blocks together, Adam minimizes over the calibration tokens the mean of
 
     KL(p || p_q) = sum over the vocabulary of p (log p - log p_q)
 
-where p are the float model's probabilities of the next token and p_q those of the quantized model. Labels are not used:
-the target is the float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). What is trained are the
+where p are the float model's probabilities of the next token and p_q those of the quantized model. The target is the
+float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). Batches may have labels; they only say which
+tokens count. A model that was trained on some tokens of its sequences, as a SpeechLM is on what follows a prompt, says
+nothing of use about the others. Then each sequence counts alike, so that long answers do not outweigh short ones. What is
+trained are the
 scales of the weights' rows or groups, each by a factor that starts at 1; the integers stay (EfficientQAT: Chen et al.
 2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). With `low_rank` every layer gets B A x
 beside its integers, as LoRA has it (Hu et al. 2021, arXiv 2106.09685), in floating point and trained against the
@@ -24,6 +27,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from sparq.bfloat16 import fast_products
+from sparq.data import IGNORE
 from sparq.errors import SparqError
 from sparq.models.families import named_linears
 from sparq.progress import progress
@@ -51,11 +55,13 @@ class Example:
     Attributes:
         ids: token ids.
         mask: 1 where there is a token, 0 for padding.
-        target: the float model's last hidden states, which the head reads, without padding.
+        share: of the position in the loss; 0 where what is predicted does not count, 1 in all.
+        target: the float model's last hidden states, which the head reads, where `share` is not 0.
     """
 
     ids: Int[Tensor, "batch length"]
     mask: Int[Tensor, "batch length"]
+    share: Float[Tensor, "batch length"]
     target: Float[Tensor, "tokens hidden"]
 
 
@@ -66,22 +72,43 @@ def float_examples(model: PreTrainedModel, batches: Iterable[CalibrationBatch]) 
     Args:
         model: the model before its layers are quantized, in evaluation mode, rotated already: head and last hidden
             states are then of one basis.
-        batches: calibration data, read once.
+        batches: calibration data, read once; batches in which nothing counts are left out.
 
     Raises:
-        SparqError: there are no tokens, a batch is not of this model, or the model's output is NaN or infinite.
+        SparqError: there are no tokens, or none that counts; a batch is not of this model; or the model's output is NaN
+            or infinite.
     """
     examples = []
+    tokens = 0
     for index, batch in enumerate(batches):
         ids, mask = checked_batch(model, batch, index)
-        if mask.any():
-            target = _last_hidden(model, ids, mask)
+        share = _shares(batch, mask, index)
+        tokens += int(mask.sum())
+        if share.any():
+            target = _last_hidden(model, ids, mask)[share > 0]
             if not target.isfinite().all():
                 raise SparqError(f"the model's output is NaN or infinite on calibration batch {index}; check the model")
-            examples.append(Example(ids, mask, target))
+            examples.append(Example(ids, mask, share, target))
+    if tokens and not examples:
+        raise SparqError("none of the calibration data's tokens counts: all labels are -100")
     if not examples:
         raise SparqError("the calibration data has no tokens; give at least one batch, 100,000 tokens are advised")
     return examples
+
+
+def _shares(batch: CalibrationBatch, mask: Int[Tensor, "batch length"], index: int) -> Float[Tensor, "batch length"]:
+    """Return the share in the loss of what each position predicts."""
+    counts = mask.float()
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if labels is not None:
+        if labels.shape != mask.shape:
+            raise SparqError(
+                f"calibration batch {index} has labels of shape {list(labels.shape)} for ids of shape {list(mask.shape)}"
+            )
+        asked = (labels.to(mask.device) != IGNORE) & mask.bool()
+        counts = functional.pad(asked[:, 1:].float(), (0, 1))  # a position predicts the next
+        counts /= counts.sum(1, keepdim=True).clamp(min=1)
+    return counts / counts.sum().clamp(min=1)
 
 
 @torch.enable_grad()
@@ -221,35 +248,36 @@ def _rate(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARMUP) * (0.05 + 0.475 * (1 + math.cos(math.pi * step / steps)))
 
 
-def _last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "tokens hidden"]:
+def _last_hidden(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Float[Tensor, "batch length hidden"]:
     result = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     states: Tensor = result.last_hidden_state
-    return states.flatten(0, 1)[mask.flatten().bool()]
+    return states
 
 
 def _backward(model: PreTrainedModel, example: Example) -> float:
     """Add the gradient of the mean divergence to the parameters' and return its value.
 
     The logits of all tokens do not exist at once: the gradient of the last hidden states is gathered first. That of the
-    logits is p_q - p, over the number of tokens.
+    logits is p_q - p, times the token's share.
     """
     with torch.autocast(example.ids.device.type, torch.bfloat16):
-        states = _last_hidden(model, example.ids, example.mask)
+        states = _last_hidden(model, example.ids, example.mask)[example.share > 0]
+    shares = example.share[example.share > 0]
     gradients: list[Tensor] = []
     total = 0.0
     head = model.get_output_embeddings()
     for start in range(0, len(states), _CHUNK):
         seen = states[start : start + _CHUNK].detach().requires_grad_()
-        target = example.target[start : start + _CHUNK]
+        target, weight = example.target[start : start + _CHUNK], shares[start : start + _CHUNK, None]
         with torch.autocast(example.ids.device.type, torch.bfloat16):
             logits = head(seen)
             with torch.no_grad():
                 wanted = head(target).float().log_softmax(-1)
         with torch.no_grad():
             got = logits.float().log_softmax(-1)
-            share = wanted.exp()
-            total += float((wanted.sub_(got).mul_(share)).sum())
-            gradient = got.exp_().sub_(share).div_(len(states))
+            wanted_share = wanted.exp()
+            total += float((wanted.sub_(got).mul_(wanted_share).mul_(weight)).sum())
+            gradient = got.exp_().sub_(wanted_share).mul_(weight)
         gradients += torch.autograd.grad(logits, seen, gradient.to(logits.dtype))
     torch.autograd.backward(states, torch.cat(gradients))
-    return total / len(states)
+    return total

@@ -11,7 +11,10 @@ from sparq.errors import SparqError
 from sparq.progress import progress
 
 CalibrationBatch = Int[Tensor, "_ _"] | Mapping[str, Tensor]
-"""Token ids [batch, length], or a mapping with `input_ids` and, where it is padded, `attention_mask`."""
+"""Token ids [batch, length], or a mapping with `input_ids` and, where it is padded, `attention_mask`.
+
+`labels`, -100 where a token is no target of the training, are used by `best` (`distillation.py`) alone.
+"""
 
 Observer = Callable[[str, Float[Tensor, "_ _"]], None]
 """Receives the name of a layer and its inputs for one batch, [tokens, channels], padding left out."""

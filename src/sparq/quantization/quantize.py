@@ -57,7 +57,8 @@ def quantize(
     Args:
         model: a causal LM of a supported family, adapters merged.
         calibration: batches of token ids, or mappings with `input_ids` and `attention_mask` (padding is left
-            out); read once, and held. A scheme that rounds to nearest without smoothing does not read it.
+            out); read once, and held. `labels` tell `best` which tokens count (-100: not). A scheme that rounds to
+            nearest without smoothing does not read it.
         scheme: what to do.
         resume: a folder for what is finished, of schemes that round by GPTQ or train: an interrupted call goes on from
             it, and ends with the same bits on the same machine. It can be removed afterwards.

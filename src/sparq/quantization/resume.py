@@ -104,7 +104,7 @@ class BlockStore:
 
 def _parts(batch: CalibrationBatch) -> Mapping[str, Tensor]:
     if isinstance(batch, Mapping):
-        return {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
+        return {name: batch[name] for name in ("input_ids", "attention_mask", "labels") if name in batch}
     return {"input_ids": batch}
 
 

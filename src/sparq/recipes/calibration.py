@@ -58,13 +58,16 @@ def task_examples(
 
 
 def padded_batches(examples: Sequence[Example], vocabulary: JointVocabulary) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of sequences of like length, with a mask that leaves padding out."""
+    """Yield batches of sequences of like length, with a mask that leaves padding out, and labels.
+
+    Short and long batches take turns at random: a part of them is like the whole, for methods that look at the first.
+    """
     ordered = sorted(examples, key=len)
-    for start in range(0, len(ordered), _BATCH):
-        group = ordered[start : start + _BATCH]
-        ids = collate(group, pad_id=vocabulary.token_id(PAD)).input_ids
-        lengths = torch.tensor([len(example) for example in group])
-        yield {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long()}
+    starts = torch.arange(0, len(ordered), _BATCH)
+    for start in starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))].tolist():
+        batch = collate(ordered[start : start + _BATCH], pad_id=vocabulary.token_id(PAD))
+        mask = torch.arange(batch.input_ids.shape[1]) < torch.tensor(batch.lengths)[:, None]
+        yield {"input_ids": batch.input_ids, "attention_mask": mask.long(), "labels": batch.labels}
 
 
 def _up_to(examples: Iterable[Example], tokens: int, task: Task, *, fewer: bool) -> list[Example]:
