@@ -142,6 +142,11 @@ def test_blocks_of_something_else_are_refused(ids: Tensor, tmp_path: Path) -> No
         with pytest.raises(SparqError, match=f"made from another {what}: choose another folder"):
             quantize(other, batches, resume=blocks, **changed)
     assert same(quantize(tiny_model("llama"), [ids.clone()], resume=blocks, **settings), made)
+    labels = ids.clone()
+    quantize(model, [{**masked, "labels": labels}], resume=tmp_path / "labeled", **settings)
+    labels[0, 3] = -100
+    with pytest.raises(SparqError, match="made from another calibration data"):
+        quantize(model, [{**masked, "labels": labels}], resume=tmp_path / "labeled", **settings)
 
 
 def test_damaged_and_foreign_folders(ids: Tensor, tmp_path: Path) -> None:
