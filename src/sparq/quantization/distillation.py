@@ -5,15 +5,15 @@ All blocks together, Adam minimizes over the calibration tokens the mean of
     KL(p || p_q) = sum over the vocabulary of p (log p - log p_q)
 
 where p are the float model's probabilities of the next token and p_q those of the quantized model. The target is the
-float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). Batches may have labels; they only say which
-tokens count. A model that was trained on some tokens of its sequences, as a SpeechLM is on what follows a prompt, says
-nothing of use about the others. Then each sequence counts alike, so that long answers do not outweigh short ones. What is
-trained are the
-scales of the weights' rows or groups, each by a factor that starts at 1; the integers stay (EfficientQAT: Chen et al.
-2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). With `low_rank` every layer gets B A x
-beside its integers, as LoRA has it (Hu et al. 2021, arXiv 2106.09685), in floating point and trained against the
-quantized layers; B starts at 0. The rounding of the layers' inputs has the gradient of the identity (Bengio et al.
-2013, arXiv 1308.3432).
+float model alone (LLM-QAT: Liu et al. 2023, arXiv 2305.17888, section 2.2). Batches may have labels; they only say
+which tokens count. A model that was trained on some tokens of its sequences, as a SpeechLM is on what follows a prompt,
+says nothing of use about the others. Then each sequence counts alike, so that long answers do not outweigh short ones.
+
+What is trained are the scales of the weights' rows or groups, each by a factor that starts at 1; the integers stay
+(EfficientQAT: Chen et al. 2024, arXiv 2407.11062, section 3.3, has the scales trained last and alone). With `low_rank`
+every layer gets B A x beside its integers, as LoRA has it (Hu et al. 2021, arXiv 2106.09685), in floating point and
+trained against the quantized layers; B starts at 0. The rounding of the layers' inputs has the gradient of the identity
+(Bengio et al. 2013, arXiv 1308.3432).
 """
 
 import math
@@ -102,9 +102,8 @@ def _shares(batch: CalibrationBatch, mask: Int[Tensor, "batch length"], index: i
     labels = batch.get("labels") if isinstance(batch, Mapping) else None
     if labels is not None:
         if labels.shape != mask.shape:
-            raise SparqError(
-                f"calibration batch {index} has labels of shape {list(labels.shape)} for ids of shape {list(mask.shape)}"
-            )
+            found, expected = list(labels.shape), list(mask.shape)
+            raise SparqError(f"calibration batch {index} has labels of shape {found} for ids of shape {expected}")
         asked = (labels.to(mask.device) != IGNORE) & mask.bool()
         counts = functional.pad(asked[:, 1:].float(), (0, 1))  # a position predicts the next
         counts /= counts.sum(1, keepdim=True).clamp(min=1)
