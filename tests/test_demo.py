@@ -13,7 +13,7 @@ from sparq.adaptation import read_description
 from sparq.audio.manifest import read_manifest
 from sparq.cli.main import main
 from sparq.configuration import from_mapping
-from sparq.recipes.demo import LIVE_UPDATES
+from sparq.recipes.demo import QUICK_LIVE_UPDATES
 from sparq.recipes.recipe import TrainConfig, load_recipe, used_settings
 from sparq.report import read_results
 from sparq.tokens import JointVocabulary
@@ -67,7 +67,7 @@ def test_the_quick_demo(
     assert main(["demo", "--quick", "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert "vanilla" in printed.out
-    assert f"{LIVE_UPDATES} updates repeated live" in printed.err
+    assert f"{QUICK_LIVE_UPDATES} updates repeated live" in printed.err
     results = read_results(tmp_path / "out" / "results.json")
     full, low = results.rows
     assert full.asr_wer is not None
@@ -83,13 +83,14 @@ def test_the_quick_demo(
     assert low.prose_ppl.value > 20 * full.prose_ppl.value
     live = results.curves["vanilla"].live
     assert live is not None
-    stored = results.curves["vanilla"].points[:LIVE_UPDATES]
+    stored = results.curves["vanilla"].points[:QUICK_LIVE_UPDATES]
     if [point.tokens for point in live.points] == [point.tokens for point in stored]:
         # Another CPU rounds bfloat16 products in another order; the same training is within a small part of a nat.
         assert live.max_abs_difference is not None
         assert live.max_abs_difference < 0.5
     else:  # On a CPU without bfloat16 some frames get other units, lengths differ, and so do batches.
         assert live.max_abs_difference is None
-        assert abs(fmean(p.loss for p in live.points) - fmean(p.loss for p in stored)) < 0.5
+        # Means of all twelve updates are .01 nats apart, of three 0.4.
+        assert abs(fmean(p.loss for p in live.points) - fmean(p.loss for p in stored)) < 1
     assert main(["demo", "--quick", "--out", str(tmp_path / "out")]) == 0
     assert "report: already done" in capsys.readouterr().err

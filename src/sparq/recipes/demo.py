@@ -26,6 +26,8 @@ _LOG = logging.getLogger(__name__)
 LIVE_UPDATES = 12
 """Updates of each shipped training that the demo repeats before the eyes of its user."""
 
+QUICK_LIVE_UPDATES = 3
+
 _PLACES = {"units": ("kmeans.safetensors", "units/kmeans.safetensors"), "vocab": ("vocabulary", "vocab")}
 """What steps would fit anew, in the folder of a shipped model and in a run."""
 
@@ -59,7 +61,8 @@ def demo(*, out: Path, retrain: bool = False, quick: bool = False) -> RunFolder:
         if not corpus.exists():
             _unpack(assets / "corpus.zip", corpus)
         recipe = load_recipe(assets / "demo.yaml", QUICK if quick else (), environ={"SPARQ_DEMO_CORPUS": str(corpus)})
-        steps = STEPS if retrain else shipped_steps(assets / "adapters")
+        live = QUICK_LIVE_UPDATES if quick else LIVE_UPDATES
+        steps = STEPS if retrain else shipped_steps(assets / "adapters", live_updates=live)
         run_steps(recipe, run, steps)
         return run
 
@@ -69,7 +72,7 @@ def _unpack(archive: Path, folder: Path) -> None:
         contents.extractall(temporary)
 
 
-def shipped_steps(adapters: Path, *, train: bool = True, live_updates: int = LIVE_UPDATES) -> Steps:
+def shipped_steps(adapters: Path, *, train: bool = True, live_updates: int) -> Steps:
     """Return the steps of the pipeline as the demo does them with shipped adapters.
 
     The k-means and the vocabulary are those that the adapters were trained with: fitted anew on another kind of CPU
@@ -118,9 +121,7 @@ def _copy(source: Path, target: Path) -> None:
             (shutil.copytree if source.is_dir() else shutil.copyfile)(source, temporary)
 
 
-def take_shipped(
-    recipe: Recipe, run: RunFolder, framework: str, shipped: Path, live_updates: int = LIVE_UPDATES
-) -> list[Path]:
+def take_shipped(recipe: Recipe, run: RunFolder, framework: str, shipped: Path, live_updates: int) -> list[Path]:
     """Copy a shipped model and its log into the run, and repeat the first updates of its training."""
     set_threads(recipe)
     vocabulary = load_vocabulary(run)
