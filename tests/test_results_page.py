@@ -1,16 +1,17 @@
 """docs/results.md is what its inputs say, and verdicts are statistics."""
 
+import dataclasses
 import math
 from pathlib import Path
 from statistics import stdev
 
 import pytest
 
-from paper_records import tasks
+from paper_records import record, tasks
 from sparq.cli.main import main
-from sparq.papers import Cell, find_experiment, read_records
+from sparq.papers import Cell, Record, find_experiment, load_published, read_records
 from sparq.papers.results_page import markdown, results_page
-from sparq.papers.verdicts import compare_with_vanilla
+from sparq.papers.verdicts import Comparison, compare
 from sparq.report.tables import Line, Table
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -30,21 +31,28 @@ def test_no_smoke_in_the_repositorys_results() -> None:
     }  # fmt: skip
 
 
-def rows(framework: str, seed: int, base: float, low: float) -> list:
+def rows(framework: str, seed: int, base: float, low: float) -> list[Record]:
     cell = Cell(framework=framework, precision=LOW)
     return [tasks(Cell(framework=framework), seed, *[base] * 4), tasks(cell, seed, *[low] * 4)]
+
+
+def comparisons(experiment: str, records: list[Record]) -> list[Comparison]:
+    return compare(load_published(), find_experiment(experiment), records)
 
 
 def test_a_verdict_is_a_paired_t_interval_over_seeds() -> None:
     """Drops are 100, 110, 120 for vanilla and 50, 60, 64 for softmax1: differences of 50, 50 and 56 points."""
     records = [r for s, low in enumerate((20, 21, 22)) for r in rows("vanilla", s, 10, low)]
     records += [r for s, low in enumerate((15, 16, 16.4)) for r in rows("softmax1", s, 10, low)]
-    (found,) = compare_with_vanilla(find_experiment("sparq-1"), records)
-    assert (found.cell.framework, found.seeds, found.verdict) == ("softmax1", 3, "agrees")
-    assert found.points == pytest.approx(52)
+    (found,) = comparisons("sparq-1", records)
+    assert (found.cell.framework, found.over, len(found.gains), found.verdict) == ("softmax1", "vanilla", 3, "agrees")
+    assert found.mean == pytest.approx(52)
     assert found.interval == pytest.approx(4.303 * stdev((50, 50, 56)) / math.sqrt(3))
+    # SmoothQuant at W4A4: 197.31, 233.36 and 249.63 of vanilla, 122.31, 130.71 and 146.72 of theirs, computed.
+    assert found.theirs == pytest.approx((75.01, 102.65, 102.91), abs=0.02)
     page = results_page(records)
-    assert "| softmax1 | full | w4a4-smoothquant | +52.00 | ± 8.61 | 3 | agrees |" in page
+    assert "| softmax1 | full | w4a4-smoothquant | vanilla | +52.00 | ± 8.61 | 3 | +75.01 to +102.9 | agrees |" in page
+    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | 1 of 1: +52.00 | 3 | agrees 1 |" in page
 
 
 @pytest.mark.parametrize(
@@ -55,14 +63,73 @@ def test_a_verdict_is_a_paired_t_interval_over_seeds() -> None:
 def test_other_verdicts(vanilla: tuple[float, ...], own: tuple[float, ...], verdict: str) -> None:
     records = [r for s, low in enumerate(vanilla) for r in rows("vanilla", s, 10, low)]
     records += [r for s, low in enumerate(own) for r in rows("max_shift", s, 10, low)]
-    (found,) = compare_with_vanilla(find_experiment("sparq-1"), records)
+    (found,) = comparisons("sparq-1", records)
     assert found.verdict == verdict
 
 
 def test_what_has_no_twin_or_no_base_is_not_compared() -> None:
-    assert compare_with_vanilla(find_experiment("sparq-1"), rows("softmax1", 0, 10, 20)) == []
-    records = [*rows("softmax1", 0, 10, 20), *rows("vanilla", 1, 10, 20)]
-    assert compare_with_vanilla(find_experiment("sparq-1"), records) == []
+    assert comparisons("sparq-1", rows("softmax1", 0, 10, 20)) == []
+    assert comparisons("sparq-1", [*rows("softmax1", 0, 10, 20), *rows("vanilla", 1, 10, 20)]) == []
+    low = [r for r in rows("vanilla", 0, 10, 20) if r.cell.precision == LOW]
+    assert comparisons("sparq-1", [*rows("softmax1", 0, 10, 20), *low]) == []
+
+
+def measured(framework: str, measure: str, seed: int = 0, **values: float | None) -> Record:
+    made = record(Cell(framework=framework), seed, **values)
+    return dataclasses.replace(made, measure=measure)
+
+
+def test_the_papers_side_of_zero_need_not_be_the_better_one() -> None:
+    """Their attention is slower in table 4 of the case study: a slower one of ours agrees with that."""
+    records = [measured("vanilla", "latency", s, textlm_latency=100.0, speechlm_latency=200.0) for s in (0, 1)]
+    records += [
+        measured("softmax1", "latency", s, textlm_latency=more, speechlm_latency=2 * more)
+        for s, more in enumerate((105.0, 106.0))
+    ]
+    (found,) = comparisons("case-study-4", records)
+    assert found.gains == pytest.approx((-5, -6))
+    assert found.theirs == pytest.approx((-1.63, -5.34), abs=0.01)
+    assert found.verdict == "undecided"  # 12.7 * 0.5 points
+    closer = [dataclasses.replace(found, gains=(-5.0, -5.1)), dataclasses.replace(found, gains=(5.0, 5.1))]
+    assert [one.verdict for one in closer] == ["agrees", "disagrees"]
+    differ = dataclasses.replace(found, gains=(5.0, 5.1), theirs=(0.0, 1.0, -1.0))
+    assert differ.verdict == "undecided"
+
+
+def test_a_training_that_breaks_is_a_result() -> None:
+    """Table 4 of SpARQ has N/A for every stabilizer but max-shift."""
+    whole = [measured("max_shift", "accuracy", s, accuracy=60.0) for s in (0, 1)]
+    broken = [measured("none", "accuracy", s, accuracy=None) for s in (0, 1)]
+    (found,) = comparisons("sparq-4", [*whole, *broken])
+    assert (found.over, found.gains, found.theirs) == ("none", (math.inf, math.inf), (math.inf,))
+    assert found.verdict == "agrees"
+    survived = [measured("mean", "accuracy", s, accuracy=20.0) for s in (0, 1)]
+    both = comparisons("sparq-4", [*whole, *broken, *survived])
+    assert [(one.over, one.verdict) for one in both] == [("none", "agrees"), ("mean", "disagrees")]
+    assert comparisons("sparq-4", [measured("max_shift", "accuracy", accuracy=None), broken[0]]) == []
+    assert "3 of 3: the other breaks" in results_page([])
+
+
+def test_other_outlier_free_attentions_are_compared_with_theirs() -> None:
+    """In appendix G.1 vanilla, clipped and gated are what theirs should be better than."""
+    records = [r for s in (0, 1) for name, low in (("softmax1", 12 + s / 9), ("clipped", 15), ("vanilla", 11))
+               for r in rows(name, s, 10, low)]  # fmt: skip
+    found = comparisons("sparq-g1", records)
+    assert [(one.over, one.verdict) for one in found] == [("vanilla", "disagrees"), ("clipped", "agrees")]
+
+
+def test_the_better_of_two_groups_counts() -> None:
+    """The claim's line takes the comparison with more seeds; each group keeps its own table."""
+    many = [r for s in (0, 1) for name, low in (("vanilla", 20), ("softmax1", 15)) for r in rows(name, s, 10, low)]
+    one = [dataclasses.replace(r, recipe="other") for r in many if r.seed == 0]
+    page = results_page([*many, *one])
+    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | 1 of 1: +50.00 | 2 | agrees 1 |" in page
+    assert page.count("sparq-1: Quantization to W4A4; ours on tiny") == 2
+
+
+def test_a_group_with_nothing_but_bases_is_left_out() -> None:
+    alone = [tasks(Cell(framework="softmax1"), 0, 1, 2, 3, 4)]
+    assert "sparq-1: Quantization to W4A4; ours on tiny" not in results_page(alone)
 
 
 def test_an_empty_file_gives_a_page_that_says_so() -> None:

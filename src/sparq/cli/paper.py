@@ -131,6 +131,7 @@ def show_table(arguments: argparse.Namespace) -> None:
 def compare_results(arguments: argparse.Namespace) -> None:
     """Print our results beside the papers'."""
     from sparq.papers import EXPERIMENTS, find_experiment, load_published, read_records
+    from sparq.papers.verdict_views import by_group, verdict_table
     from sparq.papers.views import comparison
     from sparq.report.tables import draw
 
@@ -139,11 +140,11 @@ def compare_results(arguments: argparse.Namespace) -> None:
     if not records:
         raise SparqError(f"{arguments.results} has no results: name a results file of `sparq paper run`")
     published = load_published()
-    groups = dict.fromkeys(record.group for record in records)
     tables = [
-        comparison(published, experiment, [record for record in records if record.group == group])
+        view(published, experiment, own)
         for experiment in chosen
-        for group in groups
+        for own in by_group(records)
+        for view in (comparison, verdict_table)
     ]
     found = [draw(table) for table in tables if table is not None]
     if not found:

@@ -50,6 +50,10 @@ class Cell:
     rank: int = 0
     precision: str = FULL
 
+    def with_framework(self, framework: str) -> "Cell":
+        """Return the same model with another attention."""
+        return replace(self, framework=framework)
+
     def is_of(self, labels: Labels) -> bool:
         """Tell whether a published row is about this cell, of whatever model."""
         framework = labels.get("framework", "vanilla")
@@ -74,6 +78,9 @@ class Experiment:
         measures: what is measured of each cell; nothing for a drawing.
         cells: the models.
         figure: whether it is a figure, whose numbers are not printed.
+        claim: what the papers say of it; empty where they compare nothing.
+        better: the attentions that should be better by the claim.
+        worse: the attentions that they should be better than.
     """
 
     name: str
@@ -83,11 +90,19 @@ class Experiment:
     measures: tuple[Measure, ...]
     cells: tuple[Cell, ...]
     figure: bool = False
+    claim: str = ""
+    better: tuple[str, ...] = OURS
+    worse: tuple[str, ...] = ("vanilla",)
 
     @property
     def is_printed(self) -> bool:
         """Whether a paper has its numbers."""
         return not self.figure and self.paper != BEYOND
+
+    @property
+    def has_drops(self) -> bool:
+        """Whether its models are judged by their average performance drop."""
+        return "tasks" in self.measures
 
     def base(self, cell: Cell) -> Cell:
         """Return what a cell's average performance drop refers to.
@@ -100,7 +115,7 @@ class Experiment:
     @property
     def all_cells(self) -> tuple[Cell, ...]:
         """The cells, and those that their average drops refer to."""
-        bases = [self.base(cell) for cell in self.cells] if "tasks" in self.measures else []
+        bases = [self.base(cell) for cell in self.cells] if self.has_drops else []
         return tuple(dict.fromkeys([*bases, *self.cells]))
 
 
@@ -149,61 +164,96 @@ _RANKS = (*_cells(_BOTH), *_cells(_BOTH, ["lora"], ranks=(512, 256, 128)))
 _CASE, _SPARQ = "case-study", "sparq"
 
 
+_LOSES_LESS = "Quantized, it loses less than vanilla attention"
+_RANK_CLAIM = "With LoRA of several ranks it predicts at least as well"
+
+
 def _experiment(
-    name: str, element: str, title: str, measures: tuple[Measure, ...], cells: tuple[Cell, ...] = ()
+    name: str,
+    element: str,
+    title: str,
+    measures: tuple[Measure, ...],
+    cells: tuple[Cell, ...] = (),
+    claim: str = "",
+    **compared: tuple[str, ...],
 ) -> Experiment:
     paper = next(paper for paper in (_CASE, _SPARQ, BEYOND) if name.startswith(paper))
     return Experiment(
-        name=name, paper=paper, element=element, title=title, measures=measures, cells=cells, figure="figure" in name
-    )
+        name=name, paper=paper, element=element, title=title, measures=measures, cells=cells, figure="figure" in name,
+        claim=claim, **compared,
+    )  # fmt: skip
 
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     _experiment(
         "case-study-1", "Table 1", "Quantization to W8A8 and W4A4", ("tasks",),
-        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]),
+        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]), _LOSES_LESS,
     ),
-    _experiment("case-study-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"])),
-    _experiment("case-study-3", "Table 3", "Ranks 128, 256 and 512", ("accuracy",), _RANKS),
+    _experiment(
+        "case-study-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"]),
+        "Adapted by LoRA or QLoRA, it loses less over full fine-tuning",
+    ),
+    _experiment("case-study-3", "Table 3", "Ranks 128, 256 and 512", ("accuracy",), _RANKS, _RANK_CLAIM),
     _experiment(
         "case-study-4", "Table 4", "Latency at batch size 1", ("latency",),
-        _cells(_BOTH, precisions=[FULL, "w8a8-smoothquant"]),
+        _cells(_BOTH, precisions=[FULL, "w8a8-smoothquant"]), "It is a few percent slower, quantized or not",
     ),
-    _experiment("case-study-figure-1", "Figure 1", "Validation accuracy while training", ("accuracy",), _cells(_BOTH)),
-    _experiment("case-study-figure-2", "Figure 2", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
-    _experiment("sparq-1", "Table 1", "Quantization to W4A4", ("tasks",), _cells(_BOTH, precisions=[FULL, *_W4A4])),
-    _experiment("sparq-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"])),
-    _experiment("sparq-3", "Table 3", "Time of training", ("training",), _cells(_BOTH)),
     _experiment(
-        "sparq-4", "Table 4", "Stabilizers of softmax_1", ("accuracy",), _cells(["none", "l1", "max_shift", "mean"])
+        "case-study-figure-1", "Figure 1", "Validation accuracy while training", ("accuracy",), _cells(_BOTH),
+        "It learns better",
     ),
-    _experiment("sparq-5", "Table 5", "Ranks 128, 256 and 512", ("accuracy",), _RANKS),
+    _experiment("case-study-figure-2", "Figure 2", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
+    _experiment(
+        "sparq-1", "Table 1", "Quantization to W4A4", ("tasks",), _cells(_BOTH, precisions=[FULL, *_W4A4]), _LOSES_LESS
+    ),
+    _experiment(
+        "sparq-2", "Table 2", "LoRA and QLoRA", ("tasks",), _cells(_BOTH, ["full", "lora", "qlora"]),
+        "Adapted by LoRA or QLoRA, it loses less over full fine-tuning",
+    ),
+    _experiment("sparq-3", "Table 3", "Time of training", ("training",), _cells(_BOTH), "It trains in less time"),
+    _experiment(
+        "sparq-4", "Table 4", "Stabilizers of softmax_1", ("accuracy",), _cells(["none", "l1", "max_shift", "mean"]),
+        "Training breaks without max-shift, or with another stabilizer",
+        better=("max_shift",), worse=("none", "l1", "mean"),
+    ),
+    _experiment("sparq-5", "Table 5", "Ranks 128, 256 and 512", ("accuracy",), _RANKS, _RANK_CLAIM),
     _experiment(
         "sparq-6", "Table 6", "Quantization to W8A8 and W4A4", ("tasks",),
-        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]),
+        _cells(_BOTH, precisions=[FULL, *_W8A8, *_W4A4]), _LOSES_LESS,
     ),
     _experiment(
         "sparq-g1", "Appendix G.1", "Clipped softmax and gated attention", ("tasks",),
         _cells([*_BOTH, "clipped", "gated"], precisions=_SMOOTH),
+        "Quantized, it loses less than clipped softmax and gated attention", worse=("vanilla", "clipped", "gated"),
     ),
     _experiment(
         "sparq-7", "Table 7", "Max-shift with the vanilla softmax", ("accuracy",),
-        _cells(["vanilla", "vanilla_max_shift"]),
+        _cells(["vanilla", "vanilla_max_shift"]), "The stabilizer helps the vanilla softmax little",
+        better=("vanilla_max_shift",),
     ),
-    _experiment("sparq-8", "Table 8", "LoRA, then quantization", ("tasks",), _cells(_BOTH, ["lora"], _SMOOTH)),
-    _experiment("sparq-9", "Table 9", "Weight clipping", ("tasks",), _cells(_BOTH, precisions=_CLIPPED)),
-    _experiment("sparq-10", "Table 10", "QLoRA on 8 and 4 bits", ("tasks",), _cells(_BOTH, ["qlora", "qlora-4bit"])),
+    _experiment(
+        "sparq-8", "Table 8", "LoRA, then quantization", ("tasks",), _cells(_BOTH, ["lora"], _SMOOTH),
+        "Quantized after LoRA, it loses less",
+    ),
+    _experiment(
+        "sparq-9", "Table 9", "Weight clipping", ("tasks",), _cells(_BOTH, precisions=_CLIPPED),
+        "With the weights' tails clipped, it loses less",
+    ),
+    _experiment(
+        "sparq-10", "Table 10", "QLoRA on 8 and 4 bits", ("tasks",), _cells(_BOTH, ["qlora", "qlora-4bit"]),
+        "Adapted on a base of 8 or 4 bits, it loses less",
+    ),
     _experiment("sparq-11", "Table 11", "Parameters of LoRA", ("parameters",), _cells(["vanilla"], ["lora"])),
     _experiment("sparq-figure-1", "Figure 1", "The SpeechLM system, a drawing", ()),
     _experiment("sparq-figure-2", "Figure 2", "The framework, a drawing", ()),
     _experiment(
         "sparq-figure-3", "Figure 3", "Outliers by task and adaptation", ("outliers",),
-        _cells(_BOTH, ["full", "lora", "qlora"]),
+        _cells(_BOTH, ["full", "lora", "qlora"]), "Its outliers are smaller, in every task",
     ),
     _experiment("sparq-figure-4", "Figure 4", "A head under LoRA", ("attention",), _cells(_BOTH, ["lora"])),
     _experiment(
         "beyond-methods", "-", "Outlier-free attention or a stronger method", ("tasks",),
-        _cells(_BOTH, ["full", "lora"], [FULL, *_EVERY]),
+        _cells(_BOTH, ["full", "lora"], [FULL, *_EVERY]), "It loses less under stronger methods, too",
     ),
     _experiment(
         "beyond-target", "-", "The papers' best figures, 18.5 % at W4A4 and 4 % by LoRA, on real outliers", ("tasks",),
@@ -211,6 +261,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
             _BOTH, ["full", "lora"],
             [FULL, f"w4a4-best{TUNED}", f"w4a4-rotation{GROUPED}", f"w4a4-best{TUNED}{GROUPED}"],
         ),
+        "It loses less under the strongest of ours, too",
     ),
 )  # fmt: skip
 """Every table and figure of both papers, and what goes beyond them."""

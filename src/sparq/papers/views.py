@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from sparq.papers.experiments import EXPERIMENTS, Cell, Experiment
 from sparq.papers.norm_condition import LayerNorms
-from sparq.papers.published import Labels, Published, PublishedRow, PublishedTable, recompute, recompute_claim
+from sparq.papers.published import Published, PublishedRow, PublishedTable, recompute, recompute_claim
 from sparq.papers.records import Record, summarize_seeds
+from sparq.papers.theirs import find_row, models_of
 from sparq.report.drop import average_drop
 from sparq.report.numbers import show_number
 from sparq.report.tables import Line, Table
@@ -91,7 +92,7 @@ def claims_table(published: Published) -> Table:
 
 
 def comparison(published: Published, experiment: Experiment, records: Iterable[Record]) -> Table | None:
-    """Return our numbers of an experiment beside the papers', None if there are none of ours.
+    """Return our numbers of an experiment beside the papers', of the models that we have; None if there are none.
 
     The records are of one group: one profile, model and recipe. Numbers are means over seeds, with the sample's
     standard deviation where there are several.
@@ -101,27 +102,28 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
         return None
     table = published.table(experiment.name) if experiment.is_printed else None
     metrics = list(dict.fromkeys(metric for record in own for metric in record.values))
-    by_tasks = "tasks" in experiment.measures
     tasks = [record for record in own if record.measure == "tasks"]
-    models = _models(table)
+    models = models_of(table)
     if own[0].model in models:  # the papers' own backbone: its numbers alone
         models = [own[0].model]
     lines = []
     for cell in experiment.all_cells:
         of_cell = [record for record in own if record.cell == cell]
-        if not (of_cell or models):
+        if not of_cell:
             continue
         cells = [*cell_labels(cell), *(show_seeds(of_cell, metric) for metric in metrics)]
-        if by_tasks:
+        if experiment.has_drops:
             cells.append(
                 show_drops(*([r for r in tasks if r.cell == which] for which in (cell, experiment.base(cell))))
             )
         cells += [_theirs(published, table, cell, model) for model in models]
         lines.append(Line(cells=tuple(cells)))
     seeds = sorted({record.seed for record in own})
-    what = "drop % (!: computed, the printed one disagrees)" if by_tasks else "their metrics"
+    what = "drop % (!: computed, the printed one disagrees)" if experiment.has_drops else "their metrics"
     notes = [f"Seeds {', '.join(map(str, seeds))}. Theirs, by model: {what}."] if models else []
-    notes += [_UER] if by_tasks and "tts_uer" in metrics else []
+    absent_cells = len(experiment.all_cells) - len(lines)
+    notes += [f"Not measured: {absent_cells} of {len(experiment.all_cells)} models."] if absent_cells else []
+    notes += [_UER] if experiment.has_drops and "tts_uer" in metrics else []
     absent = [m for m in metrics if any(m in r.values and r.values[m] is None for r in tasks)]
     if absent:
         notes.append(f"Averages leave out what a row lacks: {', '.join(LABELS[metric] for metric in absent)}.")
@@ -130,7 +132,7 @@ def comparison(published: Published, experiment: Experiment, records: Iterable[R
         caption=f"{experiment.name}: {experiment.title}; ours on {own[0].model}, {own[0].recipe}",
         columns=(
             "Framework", "Adapted", "Precision", *(LABELS.get(metric, metric) for metric in metrics),
-            *(["Drop %"] if by_tasks else []), *(f"theirs {model}".strip() for model in models),
+            *(["Drop %"] if experiment.has_drops else []), *(f"theirs {model}".strip() for model in models),
         ),
         groups=(tuple(lines),),
         num_headings=3,
@@ -199,23 +201,13 @@ def _averages(published: Published, row: PublishedRow) -> tuple[str, str, str]:
     return show_printed(row.average_drop), show_printed(found.percent), "" if found.agrees else "DISAGREES"
 
 
-def _models(table: PublishedTable | None) -> list[str]:
-    return [] if table is None else list(dict.fromkeys(str(row.labels.get("model", "")) for row in table.rows))
-
-
 def _theirs(published: Published, table: PublishedTable | None, cell: Cell, model: str) -> str:
     """Return what the papers have for a cell; their framework stands beside both readings of it."""
     assert table is not None
-    rows = [r for r in table.rows if str(r.labels.get("model", "")) == model and _is_about(r.labels, cell, table)]
-    if not rows:
+    row = find_row(table, cell, model)
+    if row is None:
         return "-"
-    (row,) = rows
     if any(r.average_drop is not None for r in table.rows):
         found = recompute(published, row)
         return "base" if found is None else show_printed(found.percent) + ("" if found.agrees else "!")
     return " / ".join(show_printed(value) for value in row.values.values())
-
-
-def _is_about(labels: Labels, cell: Cell, table: PublishedTable) -> bool:
-    # A table of parameters has one row a model, whatever its attention.
-    return True if "framework" not in table.rows[0].labels else cell.is_of(labels)
