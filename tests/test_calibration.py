@@ -64,7 +64,7 @@ def test_too_few_tokens() -> None:
 
 
 def test_batches_hold_each_sequence_behind_its_mask() -> None:
-    examples = [e for of_task in task_examples(SAID, VOCABULARY, count=60, seed=0).values() for e in of_task]
+    examples = task_examples(SAID, VOCABULARY, count=60, seed=0)
     seen = []
     for batch in padded_batches(examples, VOCABULARY):
         assert batch["input_ids"].shape == batch["attention_mask"].shape
@@ -72,11 +72,12 @@ def test_batches_hold_each_sequence_behind_its_mask() -> None:
             assert torch.equal(mask, mask.sort(descending=True).values)
             seen.append((tuple(ids[mask.bool()].tolist()), tuple(ids[labels != -100].tolist())))
             assert torch.equal(labels[labels != -100], ids[labels != -100])
-    assert sorted(seen) == sorted(((*e.prompt, *e.target), tuple(e.target)) for e in examples)
+    every = [e for of_task in examples.values() for e in of_task]
+    assert sorted(seen) == sorted(((*e.prompt, *e.target), tuple(e.target)) for e in every)
 
 
 def test_the_first_batches_are_like_all() -> None:
-    examples = [e for of_task in task_examples(SAID * 9, VOCABULARY, count=1600, seed=0).values() for e in of_task]
+    examples = task_examples(SAID * 9, VOCABULARY, count=1600, seed=0)
     lengths = [int(batch["attention_mask"].sum()) for batch in padded_batches(examples, VOCABULARY)]
     whole = sum(lengths) / len(lengths)
     assert sum(lengths[:30]) / 30 == pytest.approx(whole, rel=0.15)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,10 @@ from sparq.adaptation import load_speechlm
 from sparq.cli.main import main
 from sparq.errors import SparqError
 from sparq.quantization import load_quantized, quantize
+from sparq.quantization.gptq import gptq_round
 from sparq.recipes.calibration import padded_batches, task_examples
+from sparq.recipes.quantize_step import run_quantize
+from sparq.recipes.recipe import load_recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.train_step import load_split
 from sparq.report import read_results
@@ -93,6 +97,34 @@ def test_transcribe_and_continue(run: Path, world: Path, precision: str, capsys:
     assert all(0 <= int(unit) < 8 for unit in capsys.readouterr().out.split())
 
 
+def test_an_interrupted_quantization_goes_on_where_it_was(
+    run: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted in the second block, it rounds no layer of the first again, and leaves nothing unfinished behind."""
+    copy = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    recipe = load_recipe(world / "recipe.yaml", ["quantize.schemes=[w4a8-gptq]"])
+    rounded: list[int] = []
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        if len(rounded) == interrupted_at:
+            raise KeyboardInterrupt
+        rounded.append(1)
+        return gptq_round(*arguments, **options)
+
+    monkeypatch.setattr("sparq.quantization.compensation.gptq_round", counted)
+    interrupted_at, linears = 10, 14
+    with pytest.raises(KeyboardInterrupt):
+        run_quantize(recipe, copy, "vanilla")
+    folder = copy.quantized("vanilla", "w4a8-gptq")
+    assert not folder.exists()
+    assert (folder.parent / "w4a8-gptq.unfinished" / "block-0000.safetensors").exists()
+    interrupted_at = -1
+    rounded.clear()
+    run_quantize(recipe, copy, "vanilla")
+    assert len(rounded) == linears // 2
+    assert [path.name for path in sorted(folder.parent.iterdir()) if "gptq" in path.name] == ["w4a8-gptq"]
+
+
 def test_a_trained_model_is_quantized_outside_of_its_recipe(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,7 +136,7 @@ def test_a_trained_model_is_quantized_outside_of_its_recipe(
         load_split(RunFolder(run), "train", speechlm.vocabulary), speechlm.vocabulary, tasks=("textlm", "asr"),
         tokens=120, seed=0,
     )  # fmt: skip
-    batches = padded_batches([*examples["textlm"], *examples["asr"]], speechlm.vocabulary)
+    batches = padded_batches(examples, speechlm.vocabulary)
     expected = quantize(speechlm.model, batches, method="gptq", weight_bits=4, activation_bits=8)
     ids = torch.tensor([examples["asr"][0].prompt])
     with torch.no_grad():

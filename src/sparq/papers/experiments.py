@@ -152,6 +152,7 @@ def _cells(
 
 
 _BOTH = ("vanilla", *OURS)
+_OTHERS = ("learned_sink", "clipped", "gated")
 _METHODS = ("smoothquant", "affinequant", "omniquant")
 _W8A8, _W4A4 = ([f"{bits}-{method}" for method in _METHODS] for bits in ("w8a8", "w4a4"))
 _SMOOTH = (FULL, "w8a8-smoothquant", "w4a4-smoothquant")
@@ -254,6 +255,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     _experiment(
         "beyond-methods", "-", "Outlier-free attention or a stronger method", ("tasks",),
         _cells(_BOTH, ["full", "lora"], [FULL, *_EVERY]), "It loses less under stronger methods, too",
+    ),
+    _experiment(
+        "beyond-attention", "-", "Every outlier-free attention on a pretrained model", ("tasks",),
+        _cells([*_BOTH, *_OTHERS], ["full", "lora"], [*_SMOOTH, "w4a4-rotation", "w4a4-best"]),
+        "Any of them loses less than vanilla attention", better=(*OURS, *_OTHERS),
     ),
     _experiment(
         "beyond-target", "-", "The papers' best figures, 18.5 % at W4A4 and 4 % by LoRA, on real outliers", ("tasks",),

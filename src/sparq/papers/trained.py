@@ -89,7 +89,7 @@ class TrainedCell:
         utterances = load_split(self.run, "train", vocabulary)
         count = self.profile.calibration_sequences(precision)
         examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
-        batches = padded_batches([example for of_task in examples.values() for example in of_task], vocabulary)
+        batches = padded_batches(examples, vocabulary)
         scheme = self.profile.scheme_of(precision)
         kept = self.run.path / "quantizing" / f"{self.cell.framework}-{precision}-{fingerprint(scheme.chosen(), count)}"
         return quantize(self.speechlm.model, batches, scheme, resume=kept if scheme.resumes else None)

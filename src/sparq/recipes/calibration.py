@@ -1,6 +1,6 @@
 """Calibration data of SpeechLMs: training sequences of the joint token stream, in equal parts of the tasks."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -57,12 +57,14 @@ def task_examples(
     return chosen
 
 
-def padded_batches(examples: Sequence[Example], vocabulary: JointVocabulary) -> Iterator[dict[str, Tensor]]:
-    """Yield batches of sequences of like length, with a mask that leaves padding out, and labels.
+def padded_batches(
+    examples: Mapping[Task, Sequence[Example]], vocabulary: JointVocabulary
+) -> Iterator[dict[str, Tensor]]:
+    """Yield batches of sequences of like length of all tasks, with a mask that leaves padding out, and labels.
 
     Short and long batches take turns at random: a part of them is like the whole, for methods that look at the first.
     """
-    ordered = sorted(examples, key=len)
+    ordered = sorted((example for of_task in examples.values() for example in of_task), key=len)
     starts = torch.arange(0, len(ordered), _BATCH)
     for start in starts[torch.randperm(len(starts), generator=torch.Generator().manual_seed(0))].tolist():
         batch = collate(ordered[start : start + _BATCH], pad_id=vocabulary.token_id(PAD))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sparq.adaptation import load_speechlm
 from sparq.devices import compute_device
+from sparq.files import remove
 from sparq.progress import progress
 from sparq.quantization import QuantizationScheme, quantize, save_quantized
 from sparq.quantization.names import settings_of_name
@@ -20,7 +21,10 @@ def scheme_of_name(name: str, smoothing_alpha: float) -> QuantizationScheme:
 
 
 def run_quantize(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
-    """Quantize the adapted model of a framework by every scheme, its adapters merged into a fresh float32 base."""
+    """Quantize the adapted model of a framework by every scheme, its adapters merged into a fresh float32 base.
+
+    What takes minutes is kept in SCHEME.unfinished until it is done, so that an interrupted step goes on from it.
+    """
     set_threads(recipe)
     speechlm = load_speechlm(run.model(framework))
     speechlm.model.to(compute_device())
@@ -33,8 +37,14 @@ def run_quantize(recipe: Recipe, run: RunFolder, framework: str) -> list[Path]:
                 examples = task_examples(
                     utterances, speechlm.vocabulary, count=settings.calibration_sequences, seed=recipe.seed
                 )
-                calibration = padded_batches([e for of_task in examples.values() for e in of_task], speechlm.vocabulary)
                 scheme = scheme_of_name(name, settings.smoothing_alpha)
-                save_quantized(quantize(speechlm.model, calibration, scheme), folder)
+                resume = _unfinished(folder) if scheme.resumes else None
+                batches = padded_batches(examples, speechlm.vocabulary)
+                save_quantized(quantize(speechlm.model, batches, scheme, resume=resume), folder)
+            remove(_unfinished(folder))
             bar.update()
     return folders
+
+
+def _unfinished(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.unfinished")

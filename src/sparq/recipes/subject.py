@@ -138,7 +138,7 @@ def _speechlm(reference: str, data: Data, *, calibrates: bool, attention: str | 
     if calibrates:
         utterances = load_split(run, "train", vocabulary)
         found = task_examples(utterances, vocabulary, tasks=data.tasks, tokens=data.tokens, seed=data.seed)
-        batches = list(padded_batches([example for examples in found.values() for example in examples], vocabulary))
+        batches = list(padded_batches(found, vocabulary))
 
     def measure_tasks() -> Measure:
         held_out = load_split(run, "valid", vocabulary)
