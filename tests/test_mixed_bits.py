@@ -202,6 +202,50 @@ def test_the_budget_is_kept(method: str, ids: Tensor) -> None:
     assert torch.equal(logits(again, ids), logits(found.model, ids))
 
 
+@pytest.mark.parametrize("points", [0.0, 20.0])
+def test_a_budget_of_error_rates_is_kept(points: float, ids: Tensor) -> None:
+    """An error is a position where the most probable token is not that of the float model."""
+    model = spoilt_model()
+    data = torch.randint(3, 96, (2, 60))
+    said = logits(model, data).argmax(-1)
+
+    def error_rates(other: PreTrainedModel) -> dict[str, float]:
+        wrong = (logits(other, data).argmax(-1) != said).float().mean(1)
+        return {"first": 100 * float(wrong[0]), "second": 100 * float(wrong[1])}
+
+    scheme = QuantizationScheme.from_dict({"method": "rtn", "weight_bits": 3, "activation_bits": 16})
+    low = error_rates(quantize(model, scheme=scheme))
+    high = error_rates(quantize(model, **{**scheme.to_dict(), "weight_bits": 8}))
+    allowed = max(high.values()) + points
+    assert max(low.values()) > allowed
+    options: Any = {"error_rates": error_rates, "points": allowed, "better": {"weight_bits": 8}}
+    found = quantize_within(model, None, scheme, loss_on(model, data), **options)
+    assert 0 < len(found.promoted) <= 14
+    assert len(found.promoted) < 14 or not points
+    assert found.error_rates == {key: (0.0, rate) for key, rate in error_rates(found.model).items()}
+    assert max(rate for _, rate in found.error_rates.values()) <= allowed
+    both = quantize_within(model, None, scheme, loss_on(model, data), budget=1e-2, **options)
+    assert max(both.measured[key] - both.report.full[key] for key in both.measured) <= math.log1p(1e-2)
+    with pytest.raises(SparqError, match=r"all layers promoted the error rate of \w+ is .*, in floating point 0.00 %"):
+        quantize_within(
+            model, None, scheme, loss_on(model, data), better={"weight_bits": 4}, error_rates=error_rates, points=0.0
+        )
+
+
+def test_mistakes_of_budgets(ids: Tensor) -> None:
+    model = tiny_model("llama")
+    measure = loss_on(model, ids)
+    scheme = QuantizationScheme(method="rtn", weight_bits=4, activation_bits=16)
+    for settings, message in (
+        ({}, "there is no budget: give a share"),
+        ({"points": 1.0}, "go together: give both or neither"),
+        ({"budget": 0.1, "error_rates": measure}, "go together: give both or neither"),
+        ({"points": -1.0, "error_rates": measure}, r"the budget is -1.0 points: it must be 0 or more"),
+    ):
+        with pytest.raises(SparqError, match=message):
+            quantize_within(model, None, scheme, measure, better={"weight_bits": 8}, **settings)  # type: ignore[arg-type]
+
+
 def test_budgets_that_cannot_be_kept(ids: Tensor) -> None:
     model = tiny_model("llama")
     measure = loss_on(model, ids)

@@ -13,9 +13,12 @@ import small_world
 from sparq.adaptation import load_speechlm
 from sparq.cli.main import main
 from sparq.errors import SparqError
+from sparq.evaluation import sum_errors
 from sparq.quantization import load_quantized, quantize
 from sparq.quantization.gptq import gptq_round
 from sparq.recipes.calibration import padded_batches, task_examples
+from sparq.recipes.evaluate_step import recognize
+from sparq.recipes.model_sections import EvaluateConfig
 from sparq.recipes.quantize_step import run_quantize
 from sparq.recipes.recipe import load_recipe
 from sparq.recipes.run_folder import RunFolder
@@ -148,6 +151,20 @@ def test_a_trained_model_is_quantized_outside_of_its_recipe(
     assert {line[0] for line in lines[3:]} == {f"self_attn.{x}_proj" for x in "qkvo"} | {
         f"mlp.{x}_proj" for x in ("gate", "up", "down")
     }
+    budget = ["--budget-wer", "30", "--utterances", "3", "--by", "kind", "--better", "w8a8"]
+    mixed = tmp_path / "mixed"
+    assert main(["quantize", str(model), "--out", str(mixed), "--scheme", "w2a4-rtn", *budget]) == 0
+    name, rates, rise = capsys.readouterr().out.splitlines()[-1].split("\t")
+    assert name == "asr WER %"
+    before, after = (float(rate) for rate in rates.split(" to "))
+    assert float(rise) == pytest.approx(after - before, abs=0.02)
+    assert float(rise) <= 30
+    spoken = [u for u in load_split(RunFolder(run), "valid", speechlm.vocabulary) if u.text]
+    order = torch.randperm(len(spoken), generator=torch.Generator().manual_seed(0)).tolist()[:3]
+    said = recognize(
+        load_quantized(mixed), speechlm.vocabulary, "valid", [spoken[i] for i in order], EvaluateConfig(), "valid"
+    )
+    assert sum_errors(said, "words").rate == pytest.approx(after, abs=0.01)
     assert main(["quantize", str(model), "--out", str(tmp_path / "x"), *data[:2], "--attention", "vanilla"]) == 2
     assert "leave --attention out" in capsys.readouterr().err
     moved = shutil.copytree(model, tmp_path / "moved")

@@ -14,7 +14,7 @@ from sparq.types import TASKS
 if TYPE_CHECKING:
     from sparq.recipes.subject import Data
 
-_TOKENS, _CONTEXT, _TEXT_TOKENS, _BETTER = 16384, 1024, 2048, "w8"
+_TOKENS, _CONTEXT, _TEXT_TOKENS, _UTTERANCES, _BETTER = 16384, 1024, 2048, 100, "w8"
 _BY = ("layer", "block", "kind")
 _BETTER_BITS = re.compile(r"w(\d+)(?:a(\d+))?")
 
@@ -35,6 +35,19 @@ def add_quantize_options(parser: Parser) -> None:
         type=_share,
         help="give parts more bits until no perplexity is more than this share above that in floating point, for "
         "example 0.05 (default: none, all layers have the same bits)",
+    )
+    group.add_argument(
+        "--budget-wer",
+        metavar="POINTS",
+        type=_points,
+        help="the same until the word error rate of a trained SpeechLM is at most so many points above that in "
+        "floating point, for example 0.5 (default: none); with --budget both have to be kept",
+    )
+    group.add_argument(
+        "--utterances",
+        metavar="N",
+        type=positive,
+        help=f"most utterances of the split valid to count word errors on (default: {_UTTERANCES})",
     )
     group.add_argument(
         "--better", metavar="BITS", help=f"their bits, for example w8 or w8a8 (default: {_BETTER})", type=_better
@@ -109,12 +122,15 @@ def quantize_model(arguments: argparse.Namespace) -> None:
             raise SparqError(f"{option} is for a recipe: {arguments.recipe} does not end in .yaml, so it is a model")
     if arguments.out.exists():
         raise SparqError(f"{arguments.out} exists: choose a folder that does not, nothing is overwritten")
+    budgets = (arguments.budget, arguments.budget_wer)
     for name in ("better", "by", "text", "text_tokens"):
-        if arguments.budget is None and getattr(arguments, name) is not None:
+        if budgets == (None, None) and getattr(arguments, name) is not None:
             raise SparqError(
                 f"--{name.replace('_', '-')} goes with --budget: without one every layer has the same bits"
             )
-    if arguments.budget is not None and arguments.resume is not None:
+    if arguments.budget_wer is None and arguments.utterances is not None:
+        raise SparqError("--utterances goes with --budget-wer: without it no word errors are counted")
+    if budgets != (None, None) and arguments.resume is not None:
         raise SparqError("--resume keeps one quantization and --budget makes several: leave one out")
     data = _data(arguments)
     from sparq.quantization import QuantizationScheme
@@ -123,8 +139,11 @@ def quantize_model(arguments: argparse.Namespace) -> None:
     scheme = QuantizationScheme.from_dict(_settings(arguments))
     check_calibration(str(arguments.recipe), scheme, data)
     budget = None
-    if arguments.budget is not None:
-        budget = Budget(share=arguments.budget, better=arguments.better or _better(_BETTER), by=arguments.by or "layer")
+    if budgets != (None, None):
+        budget = Budget(
+            share=arguments.budget, points=arguments.budget_wer, better=arguments.better or _better(_BETTER),
+            by=arguments.by or "layer",
+        )  # fmt: skip
     mixed = quantize_causal_lm(
         str(arguments.recipe), arguments.out, scheme, data, attention=arguments.attention, budget=budget,
         resume=arguments.resume,
@@ -137,6 +156,8 @@ def quantize_model(arguments: argparse.Namespace) -> None:
         for name, loss in mixed.measured.items():
             rise = 100 * math.expm1(loss - mixed.report.full[name])
             print(f"{name}\t{math.exp(mixed.report.full[name]):.4f} to {math.exp(loss):.4f}\t{rise:+.2f} %")
+        for name, (full, found) in mixed.error_rates.items():
+            print(f"{name} WER %\t{full:.2f} to {found:.2f}\t{found - full:+.2f}")
 
 
 def print_sensitivity(arguments: argparse.Namespace) -> None:
@@ -177,6 +198,7 @@ def _data(arguments: argparse.Namespace) -> "Data":
         tasks=tuple(task for task in TASKS if task in (arguments.tasks or TASKS)),
         text=arguments.text,
         text_tokens=arguments.text_tokens or _TEXT_TOKENS,
+        utterances=getattr(arguments, "utterances", None) or _UTTERANCES,
         seed=arguments.seed or 0,
     )
 
@@ -211,6 +233,16 @@ def _share(text: str) -> float:
     if not 0 < share < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, such as 0.05 for 5 %")
     return share
+
+
+def _points(text: str) -> float:
+    try:
+        points = float(text)
+    except ValueError:
+        points = math.nan
+    if not 0 <= points < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points, such as 0.5")
+    return points
 
 
 def _better(text: str) -> dict[str, int | float]:

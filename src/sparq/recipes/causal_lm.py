@@ -33,12 +33,14 @@ class Budget:
     """How good a model of mixed bits has to be.
 
     Attributes:
-        share: how much of itself each perplexity may rise.
+        share: how much of itself each perplexity may rise; None for any.
+        points: by how many points a SpeechLM's word error rate may rise; None for any.
         better: settings of promoted parts.
         by: what is promoted together.
     """
 
-    share: float
+    share: float | None = None
+    points: float | None = None
     better: dict[str, int | float]
     by: By = "layer"
 
@@ -79,8 +81,8 @@ def quantize_causal_lm(
         quantized = quantize(subject.model, subject.calibration, scheme, resume=resume)
     else:
         mixed = quantize_within(
-            subject.model, subject.calibration, scheme, subject.measure(), budget=budget.share, better=budget.better,
-            by=budget.by,
+            subject.model, subject.calibration, scheme, subject.measure(), budget=budget.share, points=budget.points,
+            error_rates=None if budget.points is None else subject.error_rates(), better=budget.better, by=budget.by,
         )  # fmt: skip
         quantized = mixed.model
     with atomic_path(out) as folder:

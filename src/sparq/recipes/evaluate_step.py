@@ -143,7 +143,7 @@ def measure(
     spoken = [u for u in everything if u.text]
     label = "+".join(splits)
     asr = {
-        name: _recognize(model, vocabulary, name, with_text, settings, f"{framework} {precision} {name}")
+        name: recognize(model, vocabulary, name, with_text, settings, f"{framework} {precision} {name}")
         for name, utterances in splits.items()
         if (with_text := [u for u in utterances if u.text])
     }
@@ -191,7 +191,7 @@ def _task_perplexity(
     return Perplexity(value=measured.value, tokens=measured.num_tokens, utterances=len(utterances), split=split)
 
 
-def _recognize(
+def recognize(
     model: PreTrainedModel,
     vocabulary: JointVocabulary,
     split: str,
@@ -199,6 +199,7 @@ def _recognize(
     settings: EvaluateConfig,
     label: str,
 ) -> list[Transcript]:
+    """Let a model transcribe the utterances of a split, which all have a text; `label` names the bar."""
     with progress(f"transcribe {label}", total=len(utterances), unit="utt") as bar:
         generated = generate_targets(
             model,

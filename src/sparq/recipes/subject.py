@@ -12,11 +12,13 @@ from transformers import PreTrainedModel
 from sparq.adaptation import load_speechlm
 from sparq.devices import compute_device
 from sparq.errors import SparqError
-from sparq.evaluation import prose_perplexity, task_perplexity
+from sparq.evaluation import prose_perplexity, sum_errors, task_perplexity
 from sparq.models import load_model
 from sparq.quantization.sensitivity import Measure
 from sparq.quantization.storage import is_quantized
 from sparq.recipes.calibration import padded_batches, task_examples
+from sparq.recipes.evaluate_step import recognize
+from sparq.recipes.model_sections import EvaluateConfig
 from sparq.recipes.prose import load_tokenizer, prose_pieces
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.train_step import load_split
@@ -36,6 +38,7 @@ class Data:
         tasks: tasks of a SpeechLM, in equal parts by their tokens.
         text: a text to measure causal LMs on, the demo's page of prose by default; SpeechLMs take the split `valid`.
         text_tokens: most tokens of it, or of the tasks together.
+        utterances: most utterances of `valid` to count a SpeechLM's word errors on.
         seed: of the choice of sequences.
     """
 
@@ -45,6 +48,7 @@ class Data:
     tasks: Sequence[Task] = TASKS
     text: Path | None = None
     text_tokens: int = 2048
+    utterances: int = 100
     seed: int = 0
 
 
@@ -56,12 +60,14 @@ class Subject:
         model: a causal LM in floating point.
         calibration: its calibration data; none if none was asked for.
         measure: its losses by text or task; asking for it reads the data.
+        error_rates: the word error rate of a SpeechLM's transcripts, in percent, likewise.
         save_tokenizer: writes its tokenizer into a folder; a SpeechLM's vocabulary stays with its own folder.
     """
 
     model: PreTrainedModel
     calibration: list[Mapping[str, Tensor]]
     measure: Callable[[], Measure]
+    error_rates: Callable[[], Measure]
     save_tokenizer: Callable[[Path], None]
 
 
@@ -111,10 +117,15 @@ def _causal_lm(reference: str, data: Data, *, calibrates: bool, attention: str |
         ids = torch.cat(pieces)
         return lambda other: {"text": math.log(prose_perplexity(other, ids, context=context).value)}
 
+    def no_error_rates() -> Measure:
+        raise SparqError(f"{reference} is no trained SpeechLM: it has no word error rate to keep a budget of")
+
     def save(folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
-    return Subject(model=model, calibration=batches, measure=measure_text, save_tokenizer=save)
+    return Subject(
+        model=model, calibration=batches, measure=measure_text, error_rates=no_error_rates, save_tokenizer=save
+    )
 
 
 def _speechlm(reference: str, data: Data, *, calibrates: bool, attention: str | None) -> Subject:
@@ -154,4 +165,20 @@ def _speechlm(reference: str, data: Data, *, calibrates: bool, attention: str | 
 
         return measure
 
-    return Subject(model=speechlm.model, calibration=batches, measure=measure_tasks, save_tokenizer=lambda _: None)
+    def measure_words() -> Measure:
+        spoken = [u for u in load_split(run, "valid", vocabulary) if u.text]
+        if not spoken:
+            raise SparqError(f"{run.path} has no transcribed utterances in its split valid: there are no word errors")
+        order = torch.randperm(len(spoken), generator=torch.Generator().manual_seed(data.seed)).tolist()
+        chosen = [spoken[index] for index in order[: data.utterances]]
+
+        def measure(other: PreTrainedModel) -> dict[str, float]:
+            transcripts = recognize(other, vocabulary, "valid", chosen, EvaluateConfig(), "valid")
+            return {"asr": sum_errors(transcripts, "words").rate}
+
+        return measure
+
+    return Subject(
+        model=speechlm.model, calibration=batches, measure=measure_tasks, error_rates=measure_words,
+        save_tokenizer=lambda _: None,
+    )  # fmt: skip
