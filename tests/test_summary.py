@@ -32,6 +32,17 @@ def test_the_summary_names_whoever_loses_least(vanilla, softmax1, best):
     assert "W8A8" not in sentences
 
 
+def test_nobody_recognizes_best_what_nobody_recognizes():
+    rows = [_four(f, "full", 10.0) for f in ("vanilla", "softmax1")]
+    rows += [_four("vanilla", "w4a4-rtn", 99.84), _four("softmax1", "w4a4-rtn", 109.5)]
+    sentences = "\n".join(summarize(bare(tuple(rows))))
+    assert "recognizes speech best" not in sentences
+    assert (
+        "At W4A4 RTN speech is not recognized any more: 99.84 % WER with vanilla and 109.5 % WER with softmax1."
+        in sentences
+    )
+
+
 def test_the_summary_ranks_neither_ties_nor_different_metrics():
     rows = [_four(f, "full", 10.0) for f in ("vanilla", "softmax1")]
     tie = summarize(bare((*rows, *(_four(f, "w4a4-rtn", 20) for f in ("vanilla", "softmax1")))))

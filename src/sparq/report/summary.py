@@ -6,6 +6,9 @@ from sparq.report.drop import Drop, drops
 from sparq.report.numbers import listed, precision_label, show_change, show_number
 from sparq.report.results import FULL, Results, num_bits
 
+_LOST = 80.0
+"""A word error rate in percent above which no words are recognized; a model that writes nothing has 100."""
+
 
 def summarize(results: Results) -> list[str]:
     """Return the sentences that open a report; those whose numbers are missing are absent."""
@@ -64,6 +67,9 @@ def _least_wer(results: Results, precision: str) -> list[str]:
     if len(rates) < 2:
         return []
     best = min(rates, key=rates.__getitem__)
+    if rates[best] > _LOST:
+        every = listed([f"{show_number(rate)} % WER with {f}" for f, rate in rates.items()])
+        return [f"At {precision_label(precision)} speech is not recognized any more: {every}."]
     others = [f"{f} {show_number(rate)} %" for f, rate in rates.items() if f != best]
     if list(rates.values()).count(rates[best]) > 1:
         return []
