@@ -1,6 +1,7 @@
 """The parser that all subcommands share: defaults in the help, errors in one line."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -87,6 +88,29 @@ def whole(text: str) -> int:
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def share(text: str) -> float:
+    """Read a share above 0, which may be more than the whole."""
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, such as 0.05 for 5 %")
+    return value
+
+
+def points(text: str) -> float:
+    """Read a number of points from 0 on."""
+    value = _number(text)
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points, such as 0.5")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparq.cli.arguments import Parser, positive, whole
+from sparq.cli.arguments import Parser, points, positive, share, whole
 from sparq.errors import SparqError
 from sparq.types import TASKS
 
@@ -32,14 +32,14 @@ def add_quantize_options(parser: Parser) -> None:
     group.add_argument(
         "--budget",
         metavar="SHARE",
-        type=_share,
+        type=share,
         help="give parts more bits until no perplexity is more than this share above that in floating point, for "
         "example 0.05 (default: none, all layers have the same bits)",
     )
     group.add_argument(
         "--budget-wer",
         metavar="POINTS",
-        type=_points,
+        type=points,
         help="the same until the word error rate of a trained SpeechLM is at most so many points above that in "
         "floating point, for example 0.5 (default: none); with --budget both have to be kept",
     )
@@ -223,26 +223,6 @@ def _settings(arguments: argparse.Namespace) -> dict[str, Any]:
             raise SparqError(f"{twice[0]} is given twice, as {settings[twice[0]]!r} and as {source[twice[0]]!r}")
         settings |= source
     return settings
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not 0 < share < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share above 0, such as 0.05 for 5 %")
-    return share
-
-
-def _points(text: str) -> float:
-    try:
-        points = float(text)
-    except ValueError:
-        points = math.nan
-    if not 0 <= points < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points, such as 0.5")
-    return points
 
 
 def _better(text: str) -> dict[str, int | float]:
