@@ -1,6 +1,7 @@
 """Fixtures: tiny random models of each family, and the real thing where it is at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -51,8 +52,13 @@ def human_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _seeded() -> None:
+def _seeded_and_threaded() -> Iterator[None]:
+    """Every test has the same random numbers and as many threads as it was started with: recipes set theirs."""
+    threads = torch.get_num_threads()
     torch.manual_seed(0)
+    yield
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture
