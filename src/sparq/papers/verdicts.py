@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -89,13 +89,11 @@ def compare(published: Published, experiment: Experiment, records: Iterable[Reco
 
 def pairs(experiment: Experiment) -> list[tuple[Cell, Cell]]:
     """Return what an experiment compares: each model that should be better with each that it should be better than."""
-    return [
-        (cell, twin)
-        for cell in experiment.all_cells
-        for twin in experiment.all_cells
-        if cell.framework in experiment.better and twin.framework in experiment.worse and cell.with_framework("") ==
-        twin.with_framework("") and not (experiment.has_drops and cell == experiment.base(cell))
-    ]  # fmt: skip
+    cells = experiment.all_cells
+    compared = [cell for cell in cells if not (experiment.has_drops and cell == experiment.base(cell))]
+    better = [cell for cell in compared if cell.framework in experiment.better]
+    twins = [(cell, replace(cell, framework=over)) for cell in better for over in experiment.worse]
+    return [(cell, twin) for cell, twin in twins if twin in cells]
 
 
 def their_gains(published: Published, table: PublishedTable | None, cell: Cell, over: Cell) -> tuple[float, ...]:
