@@ -40,7 +40,8 @@ def test_all_experiments_run_at_their_smallest(out: Path) -> None:
             for measure in experiment.measures:
                 record = records[cell, measure]
                 assert record.values
-                assert all(value is not None and math.isfinite(value) for value in record.values.values()), record
+                for name, value in record.values.items():
+                    assert name.endswith("tokens to a tenth") if value is None else math.isfinite(value), record
     for record in records.values():
         assert record.profile == ("shapes" if record.measure == "parameters" else "smoke")
         assert record.provenance.packages["torch"]

@@ -255,6 +255,20 @@ def test_accuracy_is_drawn_against_epochs(tmp_path: Path, monkeypatch: pytest.Mo
         assert list(line.get_ydata()) == [10, 20, 30, 40]
 
 
+def test_norms_are_drawn_where_they_were_logged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    points = tuple(
+        CurvePoint(update=u, tokens=u, seconds=1.0, loss=1.0, lr=0.1, valid_max_norm=norm)
+        for u, norm in ((1, 24_600.0), (2, None), (3, 1_711.0))
+    )
+    figures = []
+    monkeypatch.setattr(plots, "inline_svg", lambda figure, _: figures.append(figure))
+    plots.learning_curves(full_results(tmp_path, curves={"softmax1": TrainingCurve(points=points)}))
+    norms = figures[0].axes[3]
+    assert norms.get_yscale() == "log"
+    assert list(norms.lines[0].get_xdata()) == [1, 3]
+    assert list(norms.lines[0].get_ydata()) == [24_600.0, 1_711.0]
+
+
 def test_the_terminal_table_is_aligned_and_fits(results: Results):
     text = render_terminal(results)
     assert max(map(len, text.splitlines())) <= WIDTH

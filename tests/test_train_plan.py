@@ -104,8 +104,8 @@ def test_time_is_that_of_updates_and_validations(world: Path) -> None:
     framework = dataclasses.replace(plan.frameworks[0], cost=cost)
     shapes = dataclasses.replace(plan.shapes, validation_tokens=100)
     plan = dataclasses.replace(plan, shapes=shapes)
-    # Full micro-batches of 400 tokens hold 3 sequences of 128; 10 updates are validated after 4, 8 and 10.
-    assert plan.seconds(framework) == (10 * (3 * 384 * 0.5 + 7), 3 * 100 * 0.25)
+    # Full micro-batches of 400 tokens hold 3 sequences of 128; 10 updates are validated after 1, 4, 8 and 10.
+    assert plan.seconds(framework) == (10 * (3 * 384 * 0.5 + 7), 4 * 100 * 0.25)
 
 
 def test_lengths_are_those_of_the_run(world: Path, capsys: pytest.CaptureFixture[str]) -> None:

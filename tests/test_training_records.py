@@ -105,7 +105,8 @@ def test_tensorboard_has_the_log(tmp_path: Path) -> None:
     losses = events.Scalars("loss")
     assert [event.step for event in losses] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in losses] == pytest.approx([update.loss for update in training.log], rel=1e-6)
-    assert len(events.Scalars("valid_tasks/asr/nll")) == 2
+    assert len(events.Scalars("valid_tasks/asr/nll")) == 3
+    assert len(events.Scalars("valid_outliers/asr/max_norm")) == 3
 
 
 def test_a_tracker_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 from sparq.errors import unknown
 from sparq.papers.published import Labels
 
-Measure = Literal["tasks", "accuracy", "training", "latency", "outliers", "attention", "parameters"]
+Measure = Literal["tasks", "accuracy", "training", "latency", "outliers", "trajectory", "attention", "parameters"]
 """What is measured of a model; `measures.py` says which numbers each gives."""
 
 Adaptation = Literal["full", "lora", "qlora", "qlora-4bit"]
@@ -256,6 +256,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "beyond-attention", "-", "Every outlier-free attention on a pretrained model", ("tasks",),
         _cells([*_BOTH, *_OTHERS], ["full", "lora"], [*_SMOOTH, "w4a4-rotation", "w4a4-best"]),
         "Any of them loses less than vanilla attention", better=(*OURS, *_OTHERS),
+    ),
+    _experiment(
+        "beyond-figure-1", "-", "Whether training takes the outliers away, and after how many tokens", ("trajectory",),
+        _cells([*_BOTH, *_OTHERS], ["full", "lora"]),
     ),
     _experiment(
         "beyond-target", "-", "The papers' best figures, 18.5 % at W4A4 and 4 % by LoRA, on real outliers", ("tasks",),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from statistics import median
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from sparq.quantization import to_integers
 from sparq.recipes.outlier_sequences import TASK_LABELS, task_sequences
 from sparq.recipes.train_step import training_folder
 from sparq.report.drop import metrics
-from sparq.training import read_log
+from sparq.training import Update, read_log
 from sparq.types import Task
 
 Values = dict[str, float | None]
@@ -56,6 +57,23 @@ def measure_outliers(trained: TrainedCell, cell: Cell) -> Values:
     }
 
 
+def measure_trajectory(trained: TrainedCell, cell: Cell) -> Values:
+    """Return the largest norm of the layers' outputs on the validation set, by task, and when it fell.
+
+    The norm is that after the first and after the last update. Tokens are those of training until it is at most a tenth
+    of the first; None if it never is.
+    """
+    log = [(update.tokens, update.valid_outliers) for update in _log(trained, cell) if update.valid_outliers]
+    values: Values = {}
+    for task in log[0][1] if log else ():
+        norms = [(tokens, found[task].max_norm) for tokens, found in log]
+        first, last = norms[0][1], norms[-1][1]
+        label = TASK_LABELS.get(cast(Task, task), task.upper())
+        fell = next((float(tokens) for tokens, norm in norms if norm <= first / 10), None)
+        values |= {f"{label} norm at first": first, f"{label} norm at last": last, f"{label} tokens to a tenth": fell}
+    return values
+
+
 def measure_attention(trained: TrainedCell, cell: Cell) -> Values:
     """Return where attention goes: the numbers behind the heat maps, which the experiment's page draws."""
     outliers = trained.row(cell.precision).outliers
@@ -66,9 +84,12 @@ def measure_attention(trained: TrainedCell, cell: Cell) -> Values:
 
 def measure_accuracy(trained: TrainedCell, cell: Cell) -> Values:
     """Return the next-token accuracy in percent of the best validation, at which the model was taken."""
-    log = read_log(training_folder(trained.run, cell.framework) / "train.jsonl")
-    found = [update.valid_accuracy for update in log if update.valid_accuracy is not None]
+    found = [update.valid_accuracy for update in _log(trained, cell) if update.valid_accuracy is not None]
     return {"accuracy": 100 * max(found) if found else None}
+
+
+def _log(trained: TrainedCell, cell: Cell) -> list[Update]:
+    return read_log(training_folder(trained.run, cell.framework) / "train.jsonl")
 
 
 def measure_training(trained: TrainedCell, _: Cell) -> Values:
@@ -108,6 +129,7 @@ def _milliseconds(model: PreTrainedModel, sequences: Sequence[Tensor]) -> float 
 MEASURES: dict[Measure, Callable[[TrainedCell, Cell], Values]] = {
     "tasks": measure_tasks,
     "outliers": measure_outliers,
+    "trajectory": measure_trajectory,
     "attention": measure_attention,
     "accuracy": measure_accuracy,
     "training": measure_training,

@@ -141,7 +141,8 @@ class TrainConfig:
         unit_noise: share of the units in ASR prompts that are dropped or replaced at random; 0 for none.
         dtype: type of the forward pass; the optimizer works in float32.
         checkpoint_updates: updates between two resumable states.
-        validate_updates: updates between two validations; the state of best accuracy is kept (VoxtLM).
+        validate_updates: updates between two validations, of which the first and the last update have one, too; the
+            state of best accuracy is kept (VoxtLM).
         average_best: the result is the mean of the states of so many validations, those of best accuracy; VoxtLM
             takes 10.
         patience: validations without a new best accuracy after which training ends; none for all updates.

@@ -185,6 +185,7 @@ def _points(log: Sequence[Update]) -> tuple[CurvePoint, ...]:
             lr=update.learning_rate,
             valid_accuracy=update.valid_accuracy,
             valid_loss=update.valid_nll,
+            valid_max_norm=max(o.max_norm for o in update.valid_outliers.values()) if update.valid_outliers else None,
             epochs=update.epochs,
         )
         for update in log

@@ -85,7 +85,7 @@ class TrainingPlan:
         """Return the time of a framework's updates, and of its validations."""
         train, cost = self.recipe.train, framework.cost
         updates = train.updates * (self.update_tokens * cost.micro_batch + cost.update)
-        validations = math.ceil(train.updates / train.validate_updates)
+        validations = math.ceil(train.updates / train.validate_updates) + (train.validate_updates > 1 < train.updates)
         return updates, validations * (self.shapes.validation_tokens or 0) * cost.validation
 
     def text(self) -> str:

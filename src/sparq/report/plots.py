@@ -23,7 +23,7 @@ _REPEATED = "repeated in this run"
 
 
 def learning_curves(results: Results) -> Markup | None:
-    """Return losses against updates and validation accuracy against epochs, None without a curve.
+    """Return losses and largest norms against updates and validation accuracy against epochs, None without a curve.
 
     The latter is figure 1 of the case study before SpARQ; where a log has no epochs, it is against updates too.
 
@@ -35,13 +35,18 @@ def learning_curves(results: Results) -> Markup | None:
     places = _places([*results.frameworks, *curves])
     in_epochs = all(point.epochs is not None for curve in curves.values() for point in curve.points)
     with style():
-        figure = Figure(figsize=(9, 3.3), layout="constrained")
-        panels = dict(zip(("loss", "valid_loss", "valid_accuracy"), figure.subplots(1, 3), strict=True))
         titles = {
             "loss": ("Training loss", "nats per token"),
             "valid_loss": ("Validation loss", "nats per token"),
             "valid_accuracy": ("Validation accuracy", "next token, %"),
         }
+        # Logs of older versions have no norms.
+        has_norms = any(point.valid_max_norm is not None for curve in curves.values() for point in curve.points)
+        if has_norms:
+            titles["valid_max_norm"] = ("Max inf norm of layer outputs", "on the validation set")
+        figure = Figure(figsize=(9, 5.8 if has_norms else 3.3), layout="constrained")
+        places_of_axes = figure.subplots(2, 2).flat if has_norms else figure.subplots(1, 3)
+        panels = dict(zip(titles, places_of_axes, strict=True))
         for field, axes in panels.items():
             axes.set_title(titles[field][0], loc="left")
             axes.set_ylabel(titles[field][1])
@@ -57,6 +62,9 @@ def learning_curves(results: Results) -> Markup | None:
                     drawn |= _line(axes, curve.live.points, field, along, label=_REPEATED, **look)
             if not drawn:
                 _say_nothing(axes, "not logged")
+            elif field == "valid_max_norm":
+                ends = [y for line in axes.lines for y in line.get_ydata()]
+                _log_scale(axes, low=min(ends), high=max(ends))
         _legend(figure, panels["loss"])
         return inline_svg(figure, "curves")
 

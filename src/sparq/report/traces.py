@@ -22,7 +22,8 @@ def matrix(values: Float[np.ndarray, "rows columns"], *, digits: int = 4) -> Mat
 class CurvePoint:
     """A logged moment of training: losses in nats per token, accuracy of the next token in [0, 1].
 
-    `epochs` says how often the training split had been gone through, where the log has it.
+    `epochs` says how often the training split had been gone through, where the log has it; `valid_max_norm` is the
+    largest element of the layers' outputs on the validation set.
     """
 
     update: int
@@ -32,6 +33,7 @@ class CurvePoint:
     lr: float
     valid_accuracy: float | None = None
     valid_loss: float | None = None
+    valid_max_norm: float | None = None
     epochs: float | None = None
 
 

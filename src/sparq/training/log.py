@@ -5,6 +5,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from sparq.training.outlier_watch import ValidOutliers
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
@@ -39,6 +41,7 @@ class Update:
         valid_nll: of the validation set, if it was validated.
         valid_accuracy: share of validation targets that had the largest logit.
         valid_tasks: the two for each task by itself.
+        valid_outliers: those of the blocks' outputs on each task.
         speed: how fast it was.
     """
 
@@ -54,6 +57,7 @@ class Update:
     valid_nll: float | None = None
     valid_accuracy: float | None = None
     valid_tasks: dict[str, tuple[float, float]] | None = None
+    valid_outliers: dict[str, ValidOutliers] | None = None
     speed: Speed | None = None
 
     def to_line(self) -> str:
@@ -71,6 +75,8 @@ def read_log(file: Path) -> list[Update]:
             break
         if content.get("valid_tasks") is not None:
             content["valid_tasks"] = {task: tuple(pair) for task, pair in content["valid_tasks"].items()}
+        if content.get("valid_outliers") is not None:
+            content["valid_outliers"] = {task: ValidOutliers(*v) for task, v in content["valid_outliers"].items()}
         if content.get("speed") is not None:
             content["speed"] = Speed(**content["speed"])
         updates.append(Update(**content))

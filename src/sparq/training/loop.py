@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from peft import PeftModel
@@ -29,11 +30,21 @@ from sparq.training.lean import keep_less
 from sparq.training.log import Speed, Update, read_log
 from sparq.training.loss import LanguageModelLoss
 from sparq.training.optimizer import MasterAdam, learning_rate
+from sparq.training.outlier_watch import OutlierWatch, ValidOutliers
 from sparq.training.parallel import Workers
 from sparq.training.profiling import UpdateProfile
 from sparq.training.settings import TrainingSettings
 
 _RANDOM_STATES = "random_states"
+
+
+class _Measured(NamedTuple):
+    """Sums over a validation set: negative log-likelihoods, correct targets, and all; and its outliers."""
+
+    nll: float
+    correct: float
+    targets: float
+    outliers: ValidOutliers
 
 
 class TrainingRun:
@@ -85,6 +96,7 @@ class TrainingRun:
         self.names = list(parameters)
         self.flops, self.dtype = ModelFlops.of(model), model.dtype
         self.optimizer = MasterAdam(parameters.values(), weight_decay=settings.weight_decay, betas=settings.betas)
+        self.outliers = OutlierWatch(model)
         self.loss = self.workers.share(LanguageModelLoss(model, settings.penalty(model)), self.optimizer)
         restored = load_checkpoint(folder / "checkpoint", key)
         if restored is None:
@@ -142,7 +154,8 @@ class TrainingRun:
                 if profile is not None:
                     profile.after()
                 number = self.progress.updates
-                if self.validation and (number % settings.validate_updates == 0 or number == settings.last_update):
+                # The first is where the curves begin.
+                if self.validation and (number % settings.validate_updates == 0 or number in (1, settings.last_update)):
                     update = self._validate(update)
                 self.log.append(update)
                 if self.workers.is_main:
@@ -218,31 +231,32 @@ class TrainingRun:
         if self.sinks is not None:
             self.sinks.set(number)
         tasks = {task: self._measure(batches) for task, batches in self.validation.items()}
-        targets = sum(measured[2] for measured in tasks.values())
-        nll = sum(measured[0] for measured in tasks.values()) / targets
-        accuracy = sum(measured[1] for measured in tasks.values()) / targets
+        targets = sum(measured.targets for measured in tasks.values())
+        nll = sum(measured.nll for measured in tasks.values()) / targets
+        accuracy = sum(measured.correct for measured in tasks.values()) / targets
         if number >= self.settings.sink_updates:
             self._keep_if_best(accuracy, number)
         return dataclasses.replace(
             update,
             valid_nll=nll,
             valid_accuracy=accuracy,
-            valid_tasks={task: (nll / n, correct / n) for task, (nll, correct, n) in tasks.items()},
+            valid_tasks={task: (m.nll / m.targets, m.correct / m.targets) for task, m in tasks.items()},
+            valid_outliers={task: measured.outliers for task, measured in tasks.items()},
         )
 
     @torch.no_grad()
-    def _measure(self, batches: Sequence[Batch]) -> tuple[float, float, float]:
-        """Return the sum of the negative log-likelihoods, the number of correct targets, and that of all."""
+    def _measure(self, batches: Sequence[Batch]) -> _Measured:
         self.loss.eval()
         sums: list[float | Tensor] = [0.0, 0.0, 0.0]
         # Sharded models want every process to call as often, so all do all; validation sets are small.
         with fast_products(self.workers.device, self.dtype, self.model):
             for batch in batches:
-                loss = self.loss(batch.to(self.workers.device))
+                with self.outliers.watching(batch):
+                    loss = self.loss(batch.to(self.workers.device))
                 sums = [a + b for a, b in zip(sums, (loss.nll, loss.num_correct, loss.num_targets), strict=True)]
         self.loss.train()
         nll, correct, targets = (float(number) for number in sums)
-        return nll, correct, targets
+        return _Measured(nll=nll, correct=correct, targets=targets, outliers=self.outliers.take())
 
     def _keep_if_best(self, accuracy: float, number: int) -> None:
         best = insert(self.progress.best, accuracy, number, count=self.settings.average_best)

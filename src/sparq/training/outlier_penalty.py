@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from sparq.data import Batch
-from sparq.models.families import decoder_blocks
+from sparq.training.block_outputs import BlockOutputs
 
 
 class OutlierPenalty:
@@ -33,32 +33,21 @@ class OutlierPenalty:
 
     def __init__(self, model: PreTrainedModel | PeftModel, *, kurtosis: float, max_norm: float) -> None:
         self.kurtosis, self.max_norm = kurtosis, max_norm
-        base = model.get_base_model() if isinstance(model, PeftModel) else model
-        blocks = decoder_blocks(base)
-        self.num_blocks = len(blocks)
-        self._lengths: tuple[int, ...] | None = None
+        self._outputs = BlockOutputs(model, self._see)
         self._parts: list[Tensor] = []
-        for block in blocks:
-            block.register_forward_hook(self._see)
 
     @contextmanager
     def watching(self, batch: Batch) -> Iterator[list[Tensor]]:
         """Collect the parts of the penalty, one a block, while the model reads a batch."""
-        self._lengths, self._parts = batch.lengths, []
+        self._parts = []
         try:
-            yield self._parts
+            with self._outputs.watching(batch):
+                yield self._parts
         finally:
-            self._lengths, self._parts = None, []
+            self._parts = []
 
-    def _see(self, _block: nn.Module, _args: Any, output: Any) -> None:
-        if self._lengths is None:
-            return
-        hidden: Tensor = output[0] if isinstance(output, tuple) else output
-        if hidden.shape[0] > 1 or hidden.shape[1] > sum(self._lengths):
-            # Padded rows; a packed one has nothing else than tokens.
-            lengths = torch.tensor(self._lengths, device=hidden.device)
-            hidden = hidden[torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]]
-        self._parts.append(self.of(hidden.flatten(0, -2)) / self.num_blocks)
+    def _see(self, _index: int, hidden: Float[Tensor, "tokens hidden"]) -> None:
+        self._parts.append(self.of(hidden) / self._outputs.num_blocks)
 
     def of(self, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, ""]:
         """Return the sum over the tokens of one block's output."""

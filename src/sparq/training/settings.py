@@ -25,7 +25,7 @@ class TrainingSettings:
         clip_norm: bound on the gradient's norm.
         label_smoothing: share of the uniform distribution in the targets.
         checkpoint_updates: updates between two checkpoints.
-        validate_updates: updates between two validations.
+        validate_updates: updates between two validations; the first and the last update are followed by one, too.
         average_best: the result is the mean of the weights at so many validations, those of highest accuracy.
         patience: validations without a new highest accuracy after which training ends; None never ends it.
         sink_updates: updates over which the sink of `softmax1` rises from the pretrained softmax's; 0 starts with it.

@@ -32,6 +32,9 @@ def scalars(update: Update) -> dict[str, float]:
         if name == "valid_tasks":
             for task, (nll, accuracy) in (value or {}).items():
                 numbers |= {f"valid_tasks/{task}/nll": nll, f"valid_tasks/{task}/accuracy": accuracy}
+        elif name == "valid_outliers":
+            for task, found in (value or {}).items():
+                numbers |= {f"valid_outliers/{task}/{key}": float(v) for key, v in found._asdict().items()}
         elif name == "speed":
             numbers |= {f"speed/{key}": number for key, number in (value or {}).items()}
         elif value is not None and name != "update":
