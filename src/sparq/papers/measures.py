@@ -60,17 +60,20 @@ def measure_outliers(trained: TrainedCell, cell: Cell) -> Values:
 def measure_trajectory(trained: TrainedCell, cell: Cell) -> Values:
     """Return the largest norm of the layers' outputs on the validation set, by task, and when it fell.
 
-    The norm is that after the first and after the last update. Tokens are those of training until it is at most a tenth
-    of the first; None if it never is.
+    The norm is that after the first and after the last update, and the largest of all validations. Tokens are those of
+    training until it stays below a tenth of the largest; None if it does not. It comes and goes, because a single
+    sequence with a massive activation decides it.
     """
     log = [(update.tokens, update.valid_outliers) for update in _log(trained, cell) if update.valid_outliers]
     values: Values = {}
     for task in log[0][1] if log else ():
-        norms = [(tokens, found[task].max_norm) for tokens, found in log]
-        first, last = norms[0][1], norms[-1][1]
+        norms = [found[task].max_norm for _, found in log]
         label = TASK_LABELS.get(cast(Task, task), task.upper())
-        fell = next((float(tokens) for tokens, norm in norms if norm <= first / 10), None)
-        values |= {f"{label} norm at first": first, f"{label} norm at last": last, f"{label} tokens to a tenth": fell}
+        largest = max(norms)
+        last_high = max(i for i, norm in enumerate(norms) if norm >= largest / 10)
+        fell = float(log[last_high + 1][0]) if last_high + 1 < len(log) else None
+        values |= {f"{label} first": norms[0], f"{label} largest": largest, f"{label} last": norms[-1]}
+        values[f"{label} tokens"] = fell
     return values
 
 
