@@ -56,7 +56,9 @@ def test_a_speechlm_hears_and_reads(smollm2_folder: Path, whisper_folder: Path, 
     assert row.outliers is not None
     assert row.outliers.attention_mass < 1
     assert results.attention_maps[0].labels[0] == "<generatespeech>"
-    assert [note.split(":")[0] for note in results.notes] == ["softmax1, speech", "softmax1, boundary"]
+    assert [note.split(":")[0] for note in results.notes] == [
+        f"softmax1, {of}" for of in ("speech", "boundary", "SpeechLM")
+    ]
     assert ": 2 tokens, max inf norm" in results.notes[1]
     assert row.outliers.by_task == {}  # of one task there is nothing apart
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparq.attention import AttentionSpec, SinkSchedule
-    from sparq.evaluation import measure_outliers
+    from sparq.evaluation import find_massive_activations, measure_outliers
     from sparq.models import convert, load_model
     from sparq.quantization import load_quantized, quantize, save_quantized, to_integers
 
@@ -15,6 +15,7 @@ __all__ = [
     "AttentionSpec",
     "SinkSchedule",
     "convert",
+    "find_massive_activations",
     "load_model",
     "load_quantized",
     "measure_outliers",
@@ -27,6 +28,7 @@ _HOMES = {
     "AttentionSpec": "attention",
     "SinkSchedule": "attention",
     "convert": "models",
+    "find_massive_activations": "evaluation",
     "load_model": "models",
     "load_quantized": "quantization",
     "measure_outliers": "evaluation",

@@ -3,6 +3,7 @@
 from sparq.evaluation.abx import AbxErrors, AbxItem, AbxRate, abx_errors, angular_distances, identity_distances
 from sparq.evaluation.attention_maps import HeadMaps, head_maps, most_sinky_head, token_norms
 from sparq.evaluation.generation import generate_targets, stream_target
+from sparq.evaluation.massive import MassiveActivation, MassiveActivations, find_massive_activations
 from sparq.evaluation.minimal_pairs import (
     MinimalPair,
     PairAccuracy,
@@ -28,6 +29,8 @@ __all__ = [
     "BitRate",
     "Errors",
     "HeadMaps",
+    "MassiveActivation",
+    "MassiveActivations",
     "MinimalPair",
     "OutEffHopOutliers",
     "OutlierReport",
@@ -41,6 +44,7 @@ __all__ = [
     "angular_distances",
     "bit_rate",
     "bootstrap_interval",
+    "find_massive_activations",
     "generate_targets",
     "head_maps",
     "identity_distances",

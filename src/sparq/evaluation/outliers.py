@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import Literal, cast, get_args, overload
 
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +14,7 @@ from sparq.evaluation.attention_statistics import AttentionSums, sink_tokens
 from sparq.evaluation.observation import observe
 from sparq.evaluation.outeffhop import OutEffHopOutliers, outeffhop_outliers
 from sparq.evaluation.outlier_report import AttentionFigures, LayerOutliers, ModuleOutliers, OutlierReport
+from sparq.evaluation.real_tokens import real_tokens
 from sparq.evaluation.seen_attention import SeenAttention
 from sparq.evaluation.token_groups import GroupSums
 from sparq.evaluation.value_norms import ValueNorms
@@ -116,7 +117,7 @@ class _Running:
         self.num_sequences = self.num_tokens = 0
 
     def add(self, batch: Mapping[str, Tensor]) -> None:
-        keep = _real_tokens(batch).to(self.model.device)
+        keep = real_tokens(batch).to(self.model.device)
         token_ids = batch["input_ids"].to(keep.device)
 
         def on_hidden(index: int, hidden: Float[Tensor, "batch length hidden"]) -> None:
@@ -222,17 +223,3 @@ class _AttentionRunning:
 
 def _module(sums: ActivationSums) -> ModuleOutliers:
     return ModuleOutliers(max_inf_norm=sums.max_inf_norm, mean_inf_norm=sums.mean_inf_norm, kurtosis=sums.kurtosis)
-
-
-def _real_tokens(batch: Mapping[str, Shaped[Tensor, "..."]]) -> Bool[Tensor, "batch length"]:
-    if missing := {"input_ids", "attention_mask"} - set(batch):
-        raise SparqError(f"a batch needs input_ids and attention_mask, and has no {' and no '.join(sorted(missing))}")
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    if ids.shape != mask.shape or ids.ndim != 2:
-        raise SparqError(
-            f"input_ids {list(ids.shape)} and attention_mask {list(mask.shape)} must both be [batch, length]"
-        )
-    keep = mask.ne(0)
-    if not keep.any(dim=1).all():
-        raise SparqError(f"sequence {int(keep.any(dim=1).int().argmin())} of a batch has no tokens, only padding")
-    return keep

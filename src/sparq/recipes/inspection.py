@@ -1,6 +1,6 @@
 """The outliers of any models, side by side: what `sparq outliers` prints and draws."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sparq.adaptation import load_speechlm
 from sparq.audio.text import normalize_text
 from sparq.devices import compute_device
 from sparq.errors import SparqError
-from sparq.evaluation import measure_outliers
+from sparq.evaluation import MassiveActivations, find_massive_activations, measure_outliers
 from sparq.evaluation.token_groups import GroupOutliers
 from sparq.files import read_text
 from sparq.models import load_model, saved_attention
@@ -37,12 +37,14 @@ class Sequences:
         tasks: token sequences by task, at least one.
         sample: the sequence to draw.
         labels: what its tokens are.
+        piece: what a token id is.
         groups: tokens to be measured apart.
     """
 
     tasks: dict[str, list[Tensor]]
     sample: Tensor
     labels: tuple[str, ...]
+    piece: Callable[[int], str]
     groups: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -97,6 +99,8 @@ def inspect_outliers(
             report = measure_outliers(model, together, groups=sequences.groups)
             apart = measure_tasks(model, sequences.tasks) if len(sequences.tasks) > 1 else {}
             notes += [_group_note(name, group, found) for group, found in report.groups.items() if found.num_tokens]
+            for task, ids in sequences.tasks.items():
+                notes.append(f"{name}, {task}: {_massive_note(find_massive_activations(model, alone(ids)), sequences)}")
             rows.append(Row(framework=name, precision=FULL, outliers=outlier_figures(report, apart)))
             pictures.add(name, model, sequences.sample, sequences.labels)
     return Results(
@@ -136,6 +140,20 @@ def _group_note(name: str, group: str, found: GroupOutliers) -> str:
     )
 
 
+def _massive_note(massive: MassiveActivations, sequences: Sequences) -> str:
+    if not massive.found:
+        return f"no massive activations in {massive.num_sequences:,} sequences"
+    tokens = ", ".join(f"{sequences.piece(token)!r} {count:,} times" for token, count in massive.tokens.most_common(3))
+    ((module, channel), count), *_ = massive.writers.most_common(1)
+    largest = max(massive.found, key=lambda one: abs(one.value))
+    return (
+        f"massive activations in {massive.num_with:,} of {massive.num_sequences:,} sequences, in"
+        f" {massive.num_at_first:,} at the first token; most often at {tokens}; {count:,} of {len(massive.found):,}"
+        f" written by {module} in channel {channel}; the largest, {show_number(largest.value)}, is there in the blocks"
+        f" {largest.blocks[0]} to {largest.blocks[1]}"
+    )
+
+
 def _causal_lm(
     reference: str, attention: str | None, text: Path | None, tokens: int, context: int
 ) -> tuple[PreTrainedModel, Sequences]:
@@ -143,8 +161,12 @@ def _causal_lm(
     tokenizer = load_tokenizer(reference)
     pieces = prose_pieces(model, tokenizer, text, tokens=tokens, context=context)
     sample = pieces[0][:PICTURE_TOKENS]
-    labels = tuple(tokenizer.decode([int(i)]) for i in sample)
-    return model, Sequences(tasks={"text": list(pieces)}, sample=sample, labels=labels)
+
+    def piece(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    labels = tuple(piece(int(i)) for i in sample)
+    return model, Sequences(tasks={"text": list(pieces)}, sample=sample, labels=labels, piece=piece)
 
 
 def _speechlm(
@@ -166,9 +188,10 @@ def _speechlm(
         raise SparqError(f"{text or 'the text'} gives no sequence within {tokens} tokens: outliers need 2 or more")
     # The last task shows most; of its sequences the one that comes nearest to filling the picture.
     sample = min([*tasks.values()][-1], key=lambda ids: abs(len(ids) - PICTURE_TOKENS))[:PICTURE_TOKENS]
-    labels = tuple(vocabulary.pieces[int(i)] for i in sample)
+    piece = vocabulary.pieces.__getitem__
+    labels = tuple(piece(int(i)) for i in sample)
     model = speechlm.model.to(compute_device())
-    return model, Sequences(tasks=tasks, sample=sample, labels=labels, groups=_modalities(vocabulary))
+    return model, Sequences(tasks=tasks, sample=sample, labels=labels, piece=piece, groups=_modalities(vocabulary))
 
 
 def _first(sequences: Iterable[Tensor], tokens: int) -> list[Tensor]:
