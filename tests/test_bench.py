@@ -1,6 +1,7 @@
 """The benchmark's arithmetic on a clock of its own, its memory on known allocations, and its table."""
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,18 @@ def test_precisions_against_bfloat16(tiny_llama: LlamaForCausalLM, tmp_path: Pat
     weights = {row.precision: row.weights for row in rows}
     assert weights["w8a16-e8"] < weights["w8a8"] < weights["bfloat16"] < weights["float32"]
     assert weights["float32"] == 4 * sum(p.numel() for p in tiny_llama.parameters()) + 2 * 4 * 4  # rotary frequencies
+
+
+def test_every_compiled_model_is_compiled(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PyTorch compiles one function only so often, and runs the models after that uncompiled."""
+    tiny_llama.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # the limit is of what goes before
+    with torch._dynamo.config.patch(recompile_limit=1):
+        rows = list(bench_quantization(str(tmp_path), ["w8a8"], length=20, rounds=3, compiled=True, work=["prefill"]))
+    assert len(rows) == 2
+    assert "recompile_limit" not in caplog.text
 
 
 def test_names_of_precisions() -> None:
