@@ -135,7 +135,7 @@ def test_the_other_profiles_have_a_recipe_for_every_cell(tmp_path: Path, monkeyp
     for profile in (small_profile(tmp_path), *(recipe_profile(p) for p in sorted(recipes.glob("*-full.yaml")))):
         for cell in {cell for experiment in EXPERIMENTS for cell in experiment.all_cells}:
             recipe = profile.recipe_of(cell, seed=1)
-            assert (recipe.seed, recipe.frameworks) == (1, (cell.framework,))
+            assert (recipe.seed, recipe.training_seed, recipe.frameworks) == (0, 1, (cell.framework,))
             assert recipe.train.method == cell.adaptation.partition("-")[0]
             if cell.rank:
                 assert recipe.train.rank in (cell.rank, cell.rank // 4)
@@ -160,7 +160,7 @@ def test_ranks_are_divided_and_alpha_keeps_its_share(tmp_path: Path) -> None:
     train = profile.recipe_of(Cell(framework="vanilla", adaptation="lora", rank=512), seed=3).train
     assert (train.rank, train.alpha, train.method) == (32, 32, "lora")
     assert profile.recipe_of(Cell(framework="vanilla", adaptation="qlora-4bit"), seed=3).train.base == "nf4"
-    assert profile.recipe_of(Cell(framework="vanilla"), seed=3).seed == 3
+    assert profile.recipe_of(Cell(framework="vanilla"), seed=3).train.seed == 3
     clipped = profile.scheme_of("w8a8-smoothquant-clip5")
     assert (clipped.weight_range, clipped.weight_tail, clipped.weight_bits) == ("percentile", 0.05, 8)
     with pytest.raises(SparqError, match="is not a scheme"):

@@ -66,7 +66,9 @@ def add_commands(commands: Any) -> None:
     )
     run.add_argument("--out", metavar="DIR", type=Path, default=Path("runs") / "paper", help="the folder to work in")
     run.add_argument("--results", metavar="FILE", type=Path, help="the results file (default: results.jsonl in --out)")
-    run.add_argument("--seed", metavar="N", type=_seed, default=0, help="of every random choice")
+    run.add_argument(
+        "--seed", metavar="N", type=_seed, default=0, help="of training and calibration; the speech keeps the recipe's"
+    )
     for what, text in (
         ("framework", "with these attentions"),
         ("adaptation", "adapted so: full, lora, qlora, qlora-4bit"),

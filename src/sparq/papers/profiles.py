@@ -60,15 +60,19 @@ class Profile:
     def recipe_of(self, cell: Cell, seed: int) -> Recipe:
         """Return the recipe of a cell's training; alpha keeps its share of the rank.
 
+        The seed is of training. The speech keeps the recipe's own, so that all models speak the same units, those of
+        the vocoder.
+
         Raises:
             SparqError: the settings contradict each other.
         """
         train = self.recipe.train
         settings = {**_ADAPTATIONS[cell.adaptation], **self.adaptations.get(cell.adaptation, {})}
         rank = self.rank_of(cell)
-        changed = replace(train, **settings, rank=rank, alpha=rank * train.alpha // train.rank)
+        own = None if seed == self.recipe.seed else seed
+        changed = replace(train, **settings, rank=rank, alpha=rank * train.alpha // train.rank, seed=own)
         changed.validate("recipe.train")
-        return replace(self.recipe, seed=seed, frameworks=(cell.framework,), train=changed)
+        return replace(self.recipe, frameworks=(cell.framework,), train=changed)
 
     def ships(self, cell: Cell) -> bool:
         """Tell whether a cell's model is taken instead of trained."""

@@ -27,13 +27,13 @@ from sparq.report.codec import row_from_json, to_json
 class TrainedCell:
     """A model that the recipe's steps have trained, in a run folder that all models of its adaptation share.
 
-    The speech is prepared, encoded and given a vocabulary once for each seed, in a run folder of its own that the
+    The speech is prepared, encoded and given a vocabulary once for all seeds, in a run folder of its own that the
     others are copies of.
 
     Attributes:
         cell: which model; its precision is that of the rows only.
         profile: where it comes from.
-        seed: of every random choice.
+        seed: of what is drawn at random in training and calibration.
         recipe: the recipe that it was trained by.
         run: its run folder.
     """
@@ -46,11 +46,10 @@ class TrainedCell:
         """
         self.cell, self.profile, self.seed = cell, profile, seed
         self.recipe: Recipe = profile.recipe_of(cell, seed)
-        folder = out / f"{profile.name}-seed{seed}"
         steps = profile.steps_of(cell)
-        self.run = RunFolder(folder / f"{cell.adaptation}{cell.rank or ''}")
+        self.run = RunFolder(out / f"{profile.name}-seed{seed}" / f"{cell.adaptation}{cell.rank or ''}")
         if not self.run.path.exists():
-            speech = RunFolder(folder / "speech")
+            speech = RunFolder(out / f"{profile.name}-speech")
             run_steps(self.recipe, speech, steps, until="vocab")
             with atomic_path(self.run.path) as temporary:
                 shutil.copytree(speech.path, temporary)

@@ -152,6 +152,8 @@ class TrainConfig:
         profile: updates of which a table of the time of every operation is written, after two others; 0 for none.
         sink_updates: updates over which the attention of `softmax1` goes from the pretrained one to its own, so that
             training starts from the pretrained function; 0 for at once. Other frameworks do not read it.
+        seed: of adapters, new rows, order and dropout, so that models differ by chance on the same units and pieces;
+            the recipe's if null.
     """
 
     updates: int
@@ -191,6 +193,7 @@ class TrainConfig:
     loggers: tuple[Tracker, ...] = field(default=(), metadata=NO_EFFECT)
     profile: int = field(default=0, metadata=NO_EFFECT)
     sink_updates: int = 0
+    seed: int | None = field(default=None, metadata=ADDED_LATER)
 
     def validate(self, where: str) -> None:
         """Check values and combinations."""
@@ -228,6 +231,7 @@ class TrainConfig:
         right = f"from 0 to {where}.updates, {self.updates}"
         check(0 <= self.warmup_updates <= self.updates, f"{where}.warmup_updates", self.warmup_updates, right)
         check(0 <= self.sink_updates <= self.updates, f"{where}.sink_updates", self.sink_updates, right)
+        check(self.seed is None or 0 <= self.seed < 2**32, f"{where}.seed", self.seed, "from 0 to 4294967295, or null")
 
     def _validate_method(self, where: str) -> None:
         # PiSSA and OLoRA take their start out of a base in floating point; LoftQ makes up for rounding one.

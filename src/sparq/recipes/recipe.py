@@ -73,6 +73,11 @@ class Recipe:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
+    @property
+    def training_seed(self) -> int:
+        """Seed of what training draws at random."""
+        return self.seed if self.train.seed is None else self.train.seed
+
     def validate(self) -> None:
         """Check the values of every section and what they mean together.
 

@@ -43,7 +43,7 @@ def text_alone(recipe: Recipe, run: RunFolder, vocabulary: JointVocabulary) -> I
 
     with temporary_database() as database:
         lines = TextLines(
-            database, train.extra_text, most=train.extra_lines, seed=recipe.seed,
+            database, train.extra_text, most=train.extra_lines, seed=recipe.training_seed,
             held_out=held_out_texts(run, vocabulary),
         )  # fmt: skip
         # A piece has a character at least; the three others are the task, the space ahead and the end.

@@ -112,7 +112,7 @@ def stream_options(recipe: Recipe, utterances: list[Spoken], texts: EpochExample
     return {
         "weights": weights,
         "batch_tokens": train.batch_tokens,
-        "seed": recipe.seed,
+        "seed": recipe.training_seed,
         "long_length": train.long_length if train.packing else None,
         "unit_noise": train.unit_noise,
         "shares": shares,
@@ -143,14 +143,14 @@ def build_model(
     """Return the backbone with this framework's attention, the joint vocabulary and adapters, ready to be trained."""
     dtype, lora = DTYPES[recipe.train.dtype], lora_settings(recipe)
     # The seed decides adapters, new rows, order and dropout, the same for every framework.
-    torch.manual_seed(recipe.seed)
+    torch.manual_seed(recipe.training_seed)
     loaded, embedding = build_speechlm(
         resolve_model(recipe.model.backbone),
         vocabulary,
         attention=framework,
         dtype=torch.float32 if lora and lora.reads_weights else dtype,
         noise=recipe.model.new_row_noise,
-        seed=recipe.seed,
+        seed=recipe.training_seed,
     )
     if lora is None:
         return loaded.model, loaded, embedding
