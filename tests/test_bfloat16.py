@@ -17,6 +17,7 @@ PRODUCTS: dict[str, tuple[Product, tuple[tuple[int, ...], ...]]] = {
     "linear": (functional.linear, ((2, 5, 7), (3, 7), (3,))),
     "matmul": (torch.matmul, ((2, 5, 7), (2, 7, 3))),
     "baddbmm": (torch.baddbmm, ((2, 5, 3), (2, 5, 7), (2, 7, 3))),
+    "addmm_": (lambda total, x, y: total.clone().addmm_(x, y), ((5, 3), (5, 7), (7, 3))),
     "conv1d": (functional.conv1d, ((2, 4, 9), (6, 4, 3), (6,))),
     "attention": (functional.scaled_dot_product_attention, ((1, 2, 9, 8),) * 3),
 }
