@@ -274,11 +274,18 @@ def test_what_the_demo_ships_is_taken_instead_of_trained(tmp_path: Path, capsys:
     assert [shipped.ships(cell) for cell in (lora, *others)] == [True, False, False, False]
     assert not plain.ships(lora)
     assert plain.settings_of(lora, 0) == shipped.settings_of(lora, 0)  # the same numbers, so one results file
+    other = small_profile(tmp_path, ["name=more units", "units.k=200", "vocab.size=600", "evaluate.vocoder=null"])
+    with pytest.raises(SparqError, match="leave units and vocab as they are"):
+        small_profile(tmp_path, ["units.k=200"], shipped=True)
     # Speech is the same for all, so that they share it; only the training is one's own.
     settings = [
-        {step.name: step.config(shipped.recipe_of(cell, 0)) for step in shipped.steps_of(cell)} for cell in (lora, full)
+        {step.name: step.config(profile.recipe_of(cell, 0)) for step in profile.steps_of(cell)}
+        for profile, cell in ((shipped, lora), (shipped, full), (plain, lora), (other, lora))
     ]
-    assert settings[0]["units"] == settings[1]["units"]
-    assert [one["train"].get("adapters") for one in settings] == ["shipped", None]
+    assert [one["train"].get("adapters") for one in settings] == ["shipped", None, None, None]
+    # The vocoder speaks the shipped units alone, and fitted on another processor they are others.
+    for step in ("units", "vocab"):
+        assert settings[0][step] == settings[1][step] == settings[2][step]
+        assert [one[step].get("adapters") for one in settings[2:]] == ["shipped", None]
     assert main(["paper", "run", "sparq-8", "--profile", "small", "--shipped", "--seed", "1"]) == 2
     assert "--shipped is for --profile small with --seed 0" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
+from sparq.errors import SparqError
 from sparq.files import atomic_path, fingerprint, sha256_file
 from sparq.papers.experiments import FULL, GROUPED, TUNED, Cell
 from sparq.papers.smoke_world import smoke_recipe
@@ -38,8 +39,10 @@ class Profile:
         tuned: settings of a precision that ends in `-tuned`.
         tuned_sequences: how many sequences it is calibrated on.
         grouped: settings of a precision that ends in `-grouped`.
-        shipped: folder of models by framework that the recipe trained by LoRA with its own seed, to be taken instead of
-            trained; None to train.
+        shipped: folder of models by framework that the recipe trained by LoRA with its own seed. Their k-means and
+            vocabulary are taken: fitted anew on another processor they would differ, and the vocoder would not speak
+            them. None to fit them.
+        takes_models: whether these models are taken, too, instead of trained.
         rank_divisor: what the papers' ranks are divided by; 512 is more than the keys of a small model are wide.
     """
 
@@ -51,6 +54,7 @@ class Profile:
     tuned_sequences: int = 2048
     grouped: Mapping[str, Any] = field(default_factory=lambda: {"group_size": 64, "activation_granularity": "group"})
     shipped: Path | None = None
+    takes_models: bool = False
     rank_divisor: int = 1
 
     def rank_of(self, cell: Cell) -> int:
@@ -76,7 +80,7 @@ class Profile:
 
     def ships(self, cell: Cell) -> bool:
         """Tell whether a cell's model is taken instead of trained."""
-        if self.shipped is None:
+        if self.shipped is None or not self.takes_models:
             return False
         return (cell.adaptation, cell.rank) == ("lora", 0) and (self.shipped / cell.framework).is_dir()
 
@@ -143,13 +147,16 @@ def small_profile(folder: Path, overrides: Iterable[str] = (), *, shipped: bool 
         if not (folder / "corpus").exists():
             with atomic_path(folder / "corpus") as temporary, zipfile.ZipFile(assets / "corpus.zip") as archive:
                 archive.extractall(temporary)
-        corpus = str((folder / "corpus").absolute())
-        recipe = load_recipe(assets / "demo.yaml", overrides, environ={"SPARQ_DEMO_CORPUS": corpus})
+        environ = {"SPARQ_DEMO_CORPUS": str((folder / "corpus").absolute())}
+        plain, recipe = (load_recipe(assets / "demo.yaml", changes, environ=environ) for changes in ((), overrides))
+    same_speech = (recipe.units, recipe.vocab) == (plain.units, plain.vocab)
+    if shipped and not same_speech:
+        raise SparqError("--shipped takes the demo's k-means and vocabulary: leave units and vocab as they are")
     # Prose perplexity is of the backbone before adaptation: no experiment reads it.
     recipe = replace(recipe, evaluate=replace(recipe.evaluate, prose=None))
     return Profile(
         name="small", recipe=recipe, adaptations={"full": {"learning_rate": 3e-4}}, rank_divisor=4,
-        shipped=assets / "adapters" if shipped else None,
+        shipped=assets / "adapters" if same_speech else None, takes_models=shipped,
     )  # fmt: skip
 
 
