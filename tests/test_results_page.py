@@ -2,15 +2,16 @@
 
 import dataclasses
 import math
+import shlex
 from pathlib import Path
 from statistics import stdev
 
 import pytest
 
-from paper_records import record, tasks
-from sparq.cli.main import main
+from paper_records import PROVENANCE, record, tasks
+from sparq.cli.main import build_parser, main
 from sparq.papers import Cell, Record, find_experiment, load_published, read_records
-from sparq.papers.results_page import markdown, results_page
+from sparq.papers.results_page import command, markdown, results_page
 from sparq.papers.verdicts import Comparison, compare
 from sparq.report.tables import Line, Table
 
@@ -52,7 +53,7 @@ def test_a_verdict_is_a_paired_t_interval_over_seeds() -> None:
     assert found.theirs == pytest.approx((75.01, 102.65, 102.91), abs=0.02)
     page = results_page(records)
     assert "| softmax1 | full | w4a4-smoothquant | vanilla | +52.00 | ± 8.61 | 3 | +75.01 to +102.9 | agrees |" in page
-    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | 1 of 1: +52.00 | 3 | agrees 1 |" in page
+    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | tiny | 1 of 1: +52.00 | 3 | agrees 1 |" in page
 
 
 @pytest.mark.parametrize(
@@ -123,8 +124,31 @@ def test_the_better_of_two_groups_counts() -> None:
     many = [r for s in (0, 1) for name, low in (("vanilla", 20), ("softmax1", 15)) for r in rows(name, s, 10, low)]
     one = [dataclasses.replace(r, recipe="other") for r in many if r.seed == 0]
     page = results_page([*many, *one])
-    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | 1 of 1: +50.00 | 2 | agrees 1 |" in page
+    assert "| sparq-1 | 9 of 9: +68.00 to +102.9 | tiny | 1 of 1: +50.00 | 2 | agrees 1 |" in page
     assert page.count("sparq-1: Quantization to W4A4; ours on tiny") == 2
+
+
+def test_each_model_has_its_own_line_of_a_claim() -> None:
+    tiny = [*rows("vanilla", 0, 10, 20), *rows("softmax1", 0, 10, 15)]
+    page = results_page([*tiny, *(dataclasses.replace(r, model="huge", recipe="big") for r in tiny)])
+    for model in ("tiny", "huge"):
+        assert f"| sparq-1 | 9 of 9: +68.00 to +102.9 | {model} | 1 of 1: +50.00 | 1 | undecided 1 |" in page
+
+
+def test_a_table_has_the_command_that_made_it() -> None:
+    """As parsed again, with the settings that it was given, and once for groups that share it."""
+    arguments = ["paper", "run", "x", "--set", "name=a b", "--frameworks", "vanilla", "--set", "train.updates=2"]
+    provenance = dataclasses.replace(PROVENANCE, command=("sparq", *arguments))
+    plain = rows("vanilla", 0, 10, 20)
+    changed = [dataclasses.replace(r, recipe="a b", profile="small-opt", provenance=provenance) for r in plain]
+    experiment = find_experiment("sparq-1")
+    parsed = build_parser().parse_args(shlex.split(command(experiment, changed))[1:])
+    assert (parsed.experiments, parsed.profile, parsed.overrides) == (
+        ["sparq-1"], "small-opt", ["name=a b", "train.updates=2"],
+    )  # fmt: skip
+    page = results_page([*plain, *changed, *(dataclasses.replace(r, recipe="c") for r in plain)])
+    for records in (plain, changed):
+        assert page.count(f"```\n{command(experiment, records)}\n```") == 1
 
 
 def test_a_group_with_nothing_but_bases_is_left_out() -> None:

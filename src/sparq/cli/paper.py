@@ -11,7 +11,7 @@ from sparq.errors import SparqError
 RESULTS = Path("experiments") / "results.jsonl"
 """The results file of the repository."""
 
-PROFILES = ("smoke", "small", "full")
+PROFILES = ("smoke", "small-opt", "small", "full")
 
 
 def add_commands(commands: Any) -> None:
@@ -52,8 +52,9 @@ def add_commands(commands: Any) -> None:
         help="train, quantize and measure what a table or figure compares",
         description="Train, quantize and measure the models of a table or figure, and print the results beside the "
         "papers'. What is done already is kept, so that the same command goes on after an interruption. Profile smoke "
-        "is a tiny random model on tones, a check; small is SmolLM2-135M on the demo's corpus, hours; full prints the "
-        "commands of the papers' size with expected hours and disk, and runs nothing.",
+        "is a tiny random model on tones, a check; small-opt a small OPT on the demo's corpus, minutes; small is "
+        "SmolLM2-135M on the same, hours; full prints the commands of the papers' size with expected hours and disk, "
+        "and runs nothing.",
     )
     run.add_argument("experiments", metavar="EXPERIMENT", nargs="+", help="names in `sparq paper list`, or all")
     size = run.add_mutually_exclusive_group()
@@ -171,7 +172,7 @@ def run_experiments(arguments: argparse.Namespace) -> None:
     if arguments.shipped and (arguments.recipe, arguments.profile, arguments.seed) != (None, "small", 0):
         raise SparqError("--shipped is for --profile small with --seed 0: the demo has no other adapters")
     from sparq.papers.experiments import CellKey
-    from sparq.papers.profiles import recipe_profile, small_profile, smoke_profile
+    from sparq.papers.profiles import recipe_profile, small_opt_profile, small_profile, smoke_profile
     from sparq.papers.runner import run_experiment
 
     if arguments.recipe is not None:
@@ -180,6 +181,8 @@ def run_experiments(arguments: argparse.Namespace) -> None:
         folder = arguments.out / arguments.profile
         if arguments.profile == "small":
             profile = small_profile(folder, arguments.overrides, shipped=arguments.shipped)
+        elif arguments.profile == "small-opt":
+            profile = small_opt_profile(folder, arguments.overrides)
         elif arguments.overrides:
             raise SparqError(
                 "--set changes a recipe, and the profile smoke has none: name --profile small or a --recipe"

@@ -1,6 +1,8 @@
 """`docs/results.md`: generated from the published numbers and a results file, and from nothing else."""
 
+import shlex
 from collections.abc import Sequence
+from itertools import pairwise
 
 from sparq.papers.experiments import EXPERIMENTS, Experiment
 from sparq.papers.published import Published, load_published, recompute
@@ -65,20 +67,39 @@ def _disagreements(published: Published) -> str:
 
 def _section(published: Published, experiment: Experiment, records: Sequence[Record], figures: Sequence[str]) -> str:
     head = f"### {experiment.name}: {experiment.title}\n\n"
-    profile = "smoke" if experiment.measures == ("parameters",) else "small"  # counts need no training
-    command = f"```\nsparq paper run {experiment.name} --profile {profile} --results experiments/results.jsonl\n```"
     parts = []
     for own in by_group(records):
         # A group that was made for another experiment may have no more than the bases of this one.
         if experiment.has_drops and all(r.cell == experiment.base(r.cell) for r in own if r.cell in experiment.cells):
             continue
         tables = comparison(published, experiment, own), verdict_table(published, experiment, own)
-        parts += [markdown(table) for table in tables if table is not None]
+        found = [markdown(table) for table in tables if table is not None]
+        again = _code(command(experiment, own))
+        parts += [*([] if again in parts else [again]), *found] if found else []
     for figure in figures:
         name, _, what = figure.rpartition("/")[2].removesuffix(".svg").rpartition("-")
         if name == experiment.name:
             parts.append(f"![{experiment.title}: {what}]({figure})")
-    return "\n\n".join([head + command, *(parts or ["Not measured yet."])])
+    return "\n\n".join([head.strip(), *(parts or [_code(command(experiment)), "Not measured yet."])])
+
+
+def command(experiment: Experiment, records: Sequence[Record] = ()) -> str:
+    """Return the command that measures what a group of records measured, with the settings that it was given.
+
+    Args:
+        experiment: which.
+        records: of one group; nothing for what has not been measured.
+    """
+    # Counts need no training.
+    profile = "smoke" if experiment.measures == ("parameters",) else records[-1].profile if records else "small"
+    given = records[-1].provenance.command if records else ()
+    changes = [f"--set {shlex.quote(setting)}" for word, setting in pairwise(given) if word == "--set"]
+    parts = ["sparq paper run", experiment.name, f"--profile {profile}", *changes]
+    return " ".join([*parts, "--results experiments/results.jsonl"])
+
+
+def _code(text: str) -> str:
+    return f"```\n{text}\n```"
 
 
 def _origin(records: Sequence[Record]) -> str:
