@@ -33,8 +33,12 @@ SMALL_OPT = "small-opt"
 _SMALL_OPT_SETTINGS = (
     "name=sparq demo, small OPT",
     "train.dtype=float32",
-    "train.updates=600",
-    "train.learning_rate=1e-3",
+    "train.updates=500",
+    "train.warmup_updates=40",
+    "train.validate_updates=100",
+    "train.rank=16",
+    "train.alpha=32",
+    "train.learning_rate=5e-3",
 )
 
 
@@ -174,7 +178,7 @@ def small_opt_profile(folder: Path, overrides: Iterable[str] = ()) -> Profile:
     """
     with as_file(files("sparq") / "papers" / SMALL_OPT) as backbone:
         profile = _demo_profile(folder, [f"model.backbone={backbone}", *_SMALL_OPT_SETTINGS, *overrides])
-    return replace(profile, name=SMALL_OPT, rank_divisor=8)
+    return replace(profile, name=SMALL_OPT, adaptations={"full": {"learning_rate": 1e-3}}, rank_divisor=8)
 
 
 def _demo_profile(folder: Path, overrides: Iterable[str]) -> Profile:
