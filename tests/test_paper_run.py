@@ -50,6 +50,7 @@ def test_all_experiments_run_at_their_smallest(out: Path) -> None:
     assert {path.stem for path in out.glob("*.html")} == {e.name for e in EXPERIMENTS if e.figure and e.measures}
     drawn = {path.name for path in out.glob("*.svg")}
     assert {"case-study-figure-1-curves.svg", "sparq-figure-3-outliers.svg"} <= drawn
+    assert {"case-study-figure-2-head.svg", "sparq-figure-4-activations.svg"} <= drawn
     for path in out.glob("*.svg"):
         text = path.read_text()
         assert ElementTree.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"

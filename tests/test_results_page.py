@@ -163,9 +163,9 @@ def test_an_empty_file_gives_a_page_that_says_so() -> None:
 
 
 def test_a_figure_stands_in_its_experiments_section() -> None:
-    page = results_page([], ["../x/figures/sparq-figure-3-outliers.svg"])
+    page = results_page([], ["../x/figures/tiny/sparq-figure-3-outliers.svg"])
     assert page.count("Not measured yet.") == page.count("### ") - 1
-    assert "![Outliers by task and adaptation: outliers](../x/figures/sparq-figure-3-outliers.svg)" in page
+    assert "![Outliers by task and adaptation: outliers, tiny](../x/figures/tiny/sparq-figure-3-outliers.svg)" in page
 
 
 def test_tables_as_markdown() -> None:

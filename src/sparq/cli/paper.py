@@ -211,7 +211,8 @@ def write_page(arguments: argparse.Namespace) -> None:
 
     folder = arguments.results.resolve().parent
     # As seen from the repository's docs/, wherever the page is written.
-    figures = [f"../{folder.name}/figures/{file.name}" for file in sorted((folder / "figures").glob("*.svg"))]
+    pictures = sorted((folder / "figures").glob("**/*.svg"))
+    figures = [f"../{folder.name}/{file.relative_to(folder).as_posix()}" for file in pictures]
     write_text(arguments.out, results_page(read_records(arguments.results), figures))
     print(arguments.out)
 

@@ -12,12 +12,13 @@ from sparq.recipes.outlier_sequences import task_sequences
 from sparq.recipes.pictures import Pictures
 from sparq.recipes.report_step import training_curve
 from sparq.report import Results, collect_provenance, utc_now, write_html
+from sparq.report.heatmaps import attention_maps, hidden_maps
 from sparq.report.plots import learning_curves, outlier_bars
 from sparq.report.svg import svg_file
 
 
 def write_page(path: Path, experiment: Experiment, models: Sequence[TrainedCell]) -> None:
-    """Write the page of an experiment, and its curves and bars as SVG files beside it.
+    """Write the page of an experiment, and its figures as SVG files beside it.
 
     All models are drawn on one sequence: the shortest transcribed utterance of the test splits, as ASR.
 
@@ -51,6 +52,12 @@ def write_page(path: Path, experiment: Experiment, models: Sequence[TrainedCell]
         hidden_maps=tuple(pictures.hidden),
     )
     write_html(path, results, folder=path.parent)
-    for name, figure in (("curves", learning_curves(results)), ("outliers", outlier_bars(results))):
+    figures = {
+        "curves": learning_curves(results),
+        "outliers": outlier_bars(results),
+        "head": attention_maps(results),
+        "activations": hidden_maps(results),
+    }
+    for name, figure in figures.items():
         if figure is not None:
             write_text(path.with_name(f"{path.stem}-{name}.svg"), svg_file(figure))

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import PurePosixPath
 
 from sparq.papers.experiments import EXPERIMENTS, Experiment
 from sparq.papers.published import Published, load_published, recompute
@@ -30,7 +31,7 @@ def results_page(records: Sequence[Record], figures: Sequence[str] = ()) -> str:
 
     Args:
         records: all results.
-        figures: addresses of pictures, `.../EXPERIMENT-WHAT.svg`, which are shown where the experiment is.
+        figures: addresses of pictures, `.../MODEL/EXPERIMENT-WHAT.svg`, which are shown where the experiment is.
     """
     published = load_published()
     parts = [_HEAD, "## Claim by claim", markdown(claim_by_claim(published, records)), _THEORY]
@@ -76,10 +77,10 @@ def _section(published: Published, experiment: Experiment, records: Sequence[Rec
         found = [markdown(table) for table in tables if table is not None]
         again = _code(command(experiment, own))
         parts += [*([] if again in parts else [again]), *found] if found else []
-    for figure in figures:
-        name, _, what = figure.rpartition("/")[2].removesuffix(".svg").rpartition("-")
+    for figure in map(PurePosixPath, figures):
+        name, _, what = figure.stem.rpartition("-")
         if name == experiment.name:
-            parts.append(f"![{experiment.title}: {what}]({figure})")
+            parts.append(f"![{experiment.title}: {what}, {figure.parent.name}]({figure})")
     return "\n\n".join([head.strip(), *(parts or [_code(command(experiment)), "Not measured yet."])])
 
 
