@@ -68,6 +68,18 @@ def test_other_verdicts(vanilla: tuple[float, ...], own: tuple[float, ...], verd
     assert found.verdict == verdict
 
 
+def test_a_gain_that_is_excluded_is_smaller() -> None:
+    """Theirs at W4A4 SmoothQuant is 75 to 103 points better than vanilla."""
+    for spread, verdict in ((0.4, "smaller"), (8.0, "undecided")):
+        records = [r for s in range(3) for r in rows("vanilla", s, 10, 20)]
+        records += [r for s in range(3) for r in rows("softmax1", s, 10, 20 + spread * (s - 1))]
+        (found,) = comparisons("sparq-1", records)
+        assert found.verdict == verdict
+    # Figure 1 prints no numbers, so that nothing can be smaller.
+    same = [measured(name, "accuracy", s, accuracy=20.0 + s % 2) for s in range(3) for name in ("vanilla", "softmax1")]
+    assert [one.verdict for one in comparisons("case-study-figure-1", same)] == ["undecided"]
+
+
 def test_what_has_no_twin_or_no_base_is_not_compared() -> None:
     assert comparisons("sparq-1", rows("softmax1", 0, 10, 20)) == []
     assert comparisons("sparq-1", [*rows("softmax1", 0, 10, 20), *rows("vanilla", 1, 10, 20)]) == []

@@ -18,7 +18,8 @@ What the two papers print, checked against itself, and what was measured here. T
 `experiments/results.jsonl` and the published numbers by `sparq paper page`; a test fails when it is stale. Results
 are means over seeds with the sample's standard deviation. Differences between attentions have 95 % confidence
 intervals (Student's t over seeds); "agrees" means that the interval lies on the side of 0 where the papers' own numbers
-are, "undecided" that it holds 0 or that there is one seed. [papers.md](papers.md) says what each experiment is;
+are, "smaller" that it holds 0 and excludes all of the papers' own gains, "undecided" that it holds 0 otherwise or that
+there is one seed. [papers.md](papers.md) says what each experiment is;
 [../experiments/LOG.md](../experiments/LOG.md) has what was tried.
 """
 

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import get_args
 
 from sparq.papers.experiments import EXPERIMENTS, Experiment
 from sparq.papers.published import Published
 from sparq.papers.records import Record
-from sparq.papers.verdicts import Comparison, compare, pairs, their_gains
+from sparq.papers.verdicts import Comparison, Verdict, compare, pairs, their_gains
 from sparq.papers.views import cell_labels
 from sparq.report.numbers import show_change, show_number
 from sparq.report.tables import Line, Table
@@ -103,7 +104,7 @@ def _range(gains: Sequence[float]) -> str:
 
 
 def _verdicts(found: Sequence[Comparison]) -> str:
-    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in ("agrees", "disagrees", "undecided")}
+    counts = {verdict: sum(one.verdict == verdict for one in found) for verdict in get_args(Verdict)}
     return ", ".join(f"{verdict} {count}" for verdict, count in counts.items() if count) or "not measured"
 
 

@@ -15,7 +15,7 @@ from sparq.report.drop import average_drop
 _T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 0.975 by degrees of freedom; beyond 9 the last one is used, which is a little too wide."""
 
-Verdict = Literal["agrees", "disagrees", "undecided"]
+Verdict = Literal["agrees", "disagrees", "smaller", "undecided"]
 Values = Mapping[str, float | None]
 
 
@@ -55,7 +55,8 @@ class Comparison:
     def verdict(self) -> Verdict:
         """Whether the interval lies on the papers' side of 0: theirs is better where they print no numbers.
 
-        Undecided are an interval that holds 0, a single seed, and papers whose models differ.
+        One that holds 0 but none of the papers' own gains says that the gain is smaller, if there is any. Undecided are
+        others that hold 0, a single seed, and papers whose models differ.
         """
         if len(self.gains) < 2:
             return "undecided"
@@ -64,9 +65,13 @@ class Comparison:
             return "undecided" if any(finite) != all(finite) else "disagrees" if all(finite) else "agrees"
         sides = {_sign(gain) for gain in self.theirs} - {0} if self.theirs else {1}
         interval = self.interval
-        if interval is None or abs(self.mean) <= interval or len(sides) != 1:
+        if interval is None or len(sides) != 1:
             return "undecided"
-        return "agrees" if {_sign(self.mean)} == sides else "disagrees"
+        (side,) = sides
+        if abs(self.mean) > interval:
+            return "agrees" if _sign(self.mean) == side else "disagrees"
+        smallest = min((side * gain for gain in self.theirs), default=0.0)
+        return "smaller" if side * self.mean + interval < smallest else "undecided"
 
 
 def compare(published: Published, experiment: Experiment, records: Iterable[Record]) -> list[Comparison]:
