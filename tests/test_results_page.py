@@ -158,6 +158,9 @@ def test_a_table_has_the_command_that_made_it() -> None:
     assert (parsed.experiments, parsed.profile, parsed.overrides) == (
         ["sparq-1"], "small-opt", ["name=a b", "train.updates=2"],
     )  # fmt: skip
+    own = dataclasses.replace(PROVENANCE, command=("sparq", "paper", "run", "x", "--recipe", "mine.yaml"))
+    mine = [dataclasses.replace(r, profile="recipe", provenance=own) for r in plain]
+    assert command(experiment, mine).startswith("sparq paper run sparq-1 --recipe mine.yaml --results ")
     page = results_page([*plain, *changed, *(dataclasses.replace(r, recipe="c") for r in plain)])
     for records in (plain, changed):
         assert page.count(f"```\n{command(experiment, records)}\n```") == 1

@@ -18,12 +18,13 @@ _ATEN = torch.ops.aten
 _PRODUCTS = frozenset({
     _ATEN.mm.default, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default,
     _ATEN.convolution.default, _ATEN.convolution_backward.default,
+    _ATEN.addmm_.default,
     _ATEN.linear.default, _ATEN.matmul.default, _ATEN.conv1d.default,  # whole in inference mode only
     _ATEN._scaled_dot_product_flash_attention_for_cpu_backward.default,  # the forward pass is as fast as in float32
 })  # fmt: skip
 
 _IN_PLACE = frozenset({_ATEN.addmm_.default})
-"""Products that are added to their first argument."""
+"""Those of them that are added to their first argument."""
 
 _WORTH = 200_000
 """With fewer weights, plain loops end sooner than Python has looked at every operation."""
@@ -61,7 +62,7 @@ class Float32Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Call one operation."""
         kwargs = kwargs or {}
-        if func not in _PRODUCTS | _IN_PLACE or not any(_is_narrow(x) for x in args):
+        if func not in _PRODUCTS or not any(_is_narrow(x) for x in args):
             return func(*args, **kwargs)
         result = func(*tree_map_only(Tensor, _widened, args), **kwargs)
         if func in _IN_PLACE:

@@ -95,9 +95,11 @@ def command(experiment: Experiment, records: Sequence[Record] = ()) -> str:
     # Counts need no training.
     profile = "smoke" if experiment.measures == ("parameters",) else records[-1].profile if records else "small"
     given = records[-1].provenance.command if records else ()
-    changes = [f"--set {shlex.quote(setting)}" for word, setting in pairwise(given) if word == "--set"]
-    parts = ["sparq paper run", experiment.name, f"--profile {profile}", *changes]
-    return " ".join([*parts, "--results experiments/results.jsonl"])
+    words = [(word, value) for word, value in pairwise(given) if word in ("--recipe", "--set")]
+    if profile != "recipe":
+        words.insert(0, ("--profile", profile))
+    options = [f"{word} {shlex.quote(value)}" for word, value in (*words, ("--results", "experiments/results.jsonl"))]
+    return " ".join(["sparq paper run", experiment.name, *options])
 
 
 def _code(text: str) -> str:
