@@ -20,13 +20,15 @@ from sparq.report.svg import svg_file
 def write_page(path: Path, experiment: Experiment, models: Sequence[TrainedCell]) -> None:
     """Write the page of an experiment, and its figures as SVG files beside it.
 
-    All models are drawn on one sequence: the shortest transcribed utterance of the test splits, as ASR.
+    All models are drawn on one sequence: the shortest transcribed utterance of the test splits, as ASR. The head is the
+    one that looks most at the first token in the experiment's first model.
 
     Args:
         path: where.
         experiment: whose page.
-        models: its models in full precision, one a column.
+        models: its models in full precision, one a column, in the experiment's order.
     """
+    models = sorted(models, key=lambda model: experiment.cells.index(model.cell))
     first = models[0]
     pairs = [(u.text, u.units) for utterances in first.splits.values() for u in utterances if u.text]
     shortest = min(pairs, key=lambda pair: len(pair[1]))
