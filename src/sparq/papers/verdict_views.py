@@ -77,7 +77,9 @@ def claim_by_claim(published: Published, records: Sequence[Record]) -> Table:
         num_headings=2,
         notes=(
             "Points of the average performance drop or of accuracy; percent of times and outliers."
-            " The two readings of their formula count as two.",
+            " The two readings of their formula count as two. A line counts all comparisons that are measured of an"
+            " experiment, those that it shares with others, too: of clipped weights those of plain ones, of ranks that"
+            " of all weights. Intervals are not corrected for their number.",
         ),
     )
 
