@@ -134,8 +134,7 @@ def show_table(arguments: argparse.Namespace) -> None:
 def compare_results(arguments: argparse.Namespace) -> None:
     """Print our results beside the papers'."""
     from sparq.papers import EXPERIMENTS, find_experiment, load_published, read_records
-    from sparq.papers.verdict_views import by_group, verdict_table
-    from sparq.papers.views import comparison
+    from sparq.papers.verdict_views import RESULT_TABLES, by_group
     from sparq.report.tables import draw
 
     chosen = [find_experiment(name) for name in arguments.experiment] or list(EXPERIMENTS)
@@ -144,10 +143,7 @@ def compare_results(arguments: argparse.Namespace) -> None:
         raise SparqError(f"{arguments.results} has no results: name a results file of `sparq paper run`")
     published = load_published()
     tables = [
-        view(published, experiment, own)
-        for experiment in chosen
-        for own in by_group(records)
-        for view in (comparison, verdict_table)
+        view(published, experiment, own) for experiment in chosen for own in by_group(records) for view in RESULT_TABLES
     ]
     found = [draw(table) for table in tables if table is not None]
     if not found:

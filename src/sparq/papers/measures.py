@@ -1,29 +1,21 @@
-"""What an experiment measures of a model, as numbers by name."""
+"""What an experiment measures of one model, as numbers by name; times, which take turns, are in `turns.py`."""
 
-import time
-from collections.abc import Callable, Sequence
-from statistics import median
+from collections.abc import Callable
 from typing import cast
 
 import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, OPTConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, OPTConfig
 
 from sparq.adaptation import add_lora, lora_preset, trainable_parameters
-from sparq.devices import synchronize
-from sparq.papers.experiments import FULL, Cell, Measure
+from sparq.papers.experiments import Cell, Measure
 from sparq.papers.trained import TrainedCell
-from sparq.quantization import to_integers
-from sparq.recipes.outlier_sequences import TASK_LABELS, task_sequences
+from sparq.recipes.outlier_sequences import TASK_LABELS
 from sparq.recipes.train_step import training_folder
 from sparq.report.drop import metrics
 from sparq.training import Update, read_log
 from sparq.types import Task
 
 Values = dict[str, float | None]
-
-_ROUNDS = 5
-_SEQUENCES = 8
 
 OPT_SHAPES = {
     "opt-125m": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "word_embed_proj_dim": 768},
@@ -95,55 +87,17 @@ def _log(trained: TrainedCell, cell: Cell) -> list[Update]:
     return read_log(training_folder(trained.run, cell.framework) / "train.jsonl")
 
 
-def measure_training(trained: TrainedCell, _: Cell) -> Values:
-    """Return the time of training by its tokens: an epoch of what they call one is not known."""
-    training = trained.speechlm.description.training
-    return {"seconds_per_1000_tokens": 1000 * training["seconds"] / training["tokens"]}
-
-
-def measure_latency(trained: TrainedCell, cell: Cell) -> Values:
-    """Return milliseconds of one forward pass of one sequence, the median over sequences of the best of five rounds.
-
-    A quantized model computes with integers.
-    """
-    model = trained.model(cell.precision)
-    if cell.precision != FULL:
-        model = to_integers(model)
-    pairs = [(u.text, u.units) for utterances in trained.splits.values() for u in utterances][:_SEQUENCES]
-    tasks: tuple[Task, ...] = ("textlm", "speechlm")
-    sequences = {task: task_sequences(trained.speechlm.vocabulary, task, pairs) for task in tasks}
-    return {f"{TASK_LABELS[task].lower()}_latency": _milliseconds(model, ids) for task, ids in sequences.items()}
-
-
-def _milliseconds(model: PreTrainedModel, sequences: Sequence[Tensor]) -> float | None:
-    times = []
-    with torch.inference_mode():
-        for ids in sequences:
-            rounds = []
-            for _ in range(_ROUNDS):
-                start = time.perf_counter()
-                model(ids[None].to(model.device))
-                synchronize(model.device)
-                rounds.append(time.perf_counter() - start)
-            times.append(1000 * min(rounds))
-    return median(times) if times else None
-
-
 MEASURES: dict[Measure, Callable[[TrainedCell, Cell], Values]] = {
     "tasks": measure_tasks,
     "outliers": measure_outliers,
     "trajectory": measure_trajectory,
     "attention": measure_attention,
     "accuracy": measure_accuracy,
-    "training": measure_training,
-    "latency": measure_latency,
 }
-"""The measures that need a trained model."""
+"""The measures of one trained model."""
 
 NAMES: dict[Measure, tuple[str, ...]] = {
     "accuracy": ("accuracy",),
-    "training": ("seconds_per_1000_tokens",),
-    "latency": ("textlm_latency", "speechlm_latency"),
 }
 """The numbers of measures, beside those of the tasks, that a training whose loss is not finite has none of."""
 

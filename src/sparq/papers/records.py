@@ -28,7 +28,7 @@ class Record:
         settings: fingerprint of all settings of the model and its measurement but where files lie; empty without any.
         values: the numbers by metric; None where there is none to be had.
         note: what to know about them.
-        seconds: wall time of the measurement alone.
+        seconds: wall time of the measurement alone; where models take turns, of that of all.
         joules: energy of the processor over that time, all of the machine's work; None where it cannot be read.
         created: UTC in ISO 8601.
         provenance: code, packages, machine and command.

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from sparq.papers.experiments import EXPERIMENTS, Experiment
 from sparq.papers.published import Published, load_published, recompute
 from sparq.papers.records import Record
-from sparq.papers.verdict_views import by_group, claim_by_claim, verdict_table
-from sparq.papers.views import claims_table, comparison
+from sparq.papers.verdict_views import RESULT_TABLES, by_group, claim_by_claim
+from sparq.papers.views import claims_table
 from sparq.report.tables import Line, Table
 
 _HEAD = """# Results
@@ -74,7 +74,7 @@ def _section(published: Published, experiment: Experiment, records: Sequence[Rec
         # A group that was made for another experiment may have no more than the bases of this one.
         if experiment.has_drops and all(r.cell == experiment.base(r.cell) for r in own if r.cell in experiment.cells):
             continue
-        tables = comparison(published, experiment, own), verdict_table(published, experiment, own)
+        tables = [view(published, experiment, own) for view in RESULT_TABLES]
         found = [markdown(table) for table in tables if table is not None]
         again = _code(command(experiment, own))
         parts += [*([] if again in parts else [again]), *found] if found else []
@@ -98,8 +98,12 @@ def command(experiment: Experiment, records: Sequence[Record] = ()) -> str:
     words = [(word, value) for word, value in pairwise(given) if word in ("--recipe", "--set")]
     if profile != "recipe":
         words.insert(0, ("--profile", profile))
-    options = [f"{word} {shlex.quote(value)}" for word, value in (*words, ("--results", "experiments/results.jsonl"))]
-    return " ".join(["sparq paper run", experiment.name, *options])
+    once = " ".join(["sparq paper run", experiment.name, *(f"{word} {shlex.quote(value)}" for word, value in words)])
+    own = [r for r in records if r.measure in experiment.measures and r.cell in experiment.all_cells]
+    seeds = sorted({record.seed for record in own})
+    if seeds in ([], [0]):
+        return once
+    return f"for seed in {' '.join(map(str, seeds))}; do {once} --seed $seed; done"
 
 
 def _code(text: str) -> str:

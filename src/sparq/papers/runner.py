@@ -4,7 +4,9 @@ import dataclasses
 import logging
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from sparq.errors import SparqError
 from sparq.papers.energy import read_joules
@@ -13,8 +15,10 @@ from sparq.papers.measures import MEASURES, NAMES, OPT_SHAPES, Values, count_par
 from sparq.papers.page import write_page
 from sparq.papers.profiles import Profile
 from sparq.papers.records import Record, add_records, read_records
-from sparq.papers.trained import TrainedCell
+from sparq.papers.trained import PreparedCell, TrainedCell
+from sparq.papers.turns import LATENCIES, measure_latency, measure_training
 from sparq.papers.views import cell_labels
+from sparq.recipes.speech_steps import set_threads
 from sparq.report import Provenance, collect_provenance, utc_now
 from sparq.report.drop import metric_names
 
@@ -41,21 +45,15 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
     Raises:
         SparqError: the results file has results of this profile and seed under other settings, or a step fails.
     """
+    # Now, because what has been trained already is measured with as many.
+    set_threads(profile.recipe)
     if experiment.measures == ("parameters",):
         return _parameters(experiment, profile, results, seed)
+    if set(experiment.measures) <= {"latency", "training"}:
+        return _in_turns(experiment, profile, out=out, results=results, seed=seed)
     known = {record.key: record for record in read_records(results)}
     page = out / f"{experiment.name}.html"
-    provenance = _provenance()
-    wanted = {
-        cell: [_record(profile, cell, measure, seed, provenance) for measure in experiment.measures]
-        for cell in sorted(experiment.all_cells, key=_training)
-    }
-    for record in (record for records in wanted.values() for record in records):
-        if known.get(record.key, record).settings != record.settings:
-            raise SparqError(
-                f"{results} has results of {record.recipe!r} ({record.profile}, seed {seed}) under other settings: name"
-                " another --results, or give the recipe another name"
-            )
+    wanted = _wanted(experiment, profile, seed, known, results)
     complete = all(record.key in known for records in wanted.values() for record in records)
     draws = experiment.figure and not (complete and page.exists())
     models: list[TrainedCell] = []
@@ -79,6 +77,53 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
     if draws and models:
         write_page(page, experiment, models)
     return [known[record.key] for records in wanted.values() for record in records]
+
+
+def _wanted(
+    experiment: Experiment, profile: Profile, seed: int, known: Mapping[Any, Record], results: Path
+) -> dict[Cell, list[Record]]:
+    """Return the records that an experiment is of, without their values, models that are trained alike together.
+
+    Raises:
+        SparqError: some are known, but under other settings.
+    """
+    provenance = _provenance()
+    wanted = {
+        cell: [_record(profile, cell, measure, seed, provenance) for measure in experiment.measures]
+        for cell in sorted(experiment.all_cells, key=_training)
+    }
+    for record in (record for records in wanted.values() for record in records):
+        if known.get(record.key, record).settings != record.settings:
+            raise SparqError(
+                f"{results} has results of {record.recipe!r} ({record.profile}, seed {seed}) under other settings: name"
+                " another --results, or give the recipe another name"
+            )
+    return wanted
+
+
+def _in_turns(experiment: Experiment, profile: Profile, *, out: Path, results: Path, seed: int) -> list[Record]:
+    """Measure the times of all models at once; if those of one are missing, of all anew."""
+    known = {record.key: record for record in read_records(results)}
+    templates = {cell: record for cell, (record,) in _wanted(experiment, profile, seed, known, results).items()}
+    if all(template.key in known for template in templates.values()):
+        return [known[templates[cell].key] for cell in experiment.cells]
+    start, joules = time.perf_counter(), read_joules()
+    broken: dict[Cell, str] = {}
+    no_latency: Values = dict.fromkeys(LATENCIES.values())
+    if experiment.measures == ("training",):
+        timed, note = measure_training({cell: PreparedCell(cell, profile, seed, out) for cell in experiment.cells})
+    else:
+        trained = {_training(cell): _train(cell, profile, seed, out) for cell in templates}
+        models = {cell: trained[_training(cell)] for cell in experiment.cells}
+        broken = {cell: model for cell, model in models.items() if isinstance(model, str)}
+        whole = {cell: model for cell, model in models.items() if isinstance(model, TrainedCell)}
+        timed, note = measure_latency(whole) if whole else ({}, "")
+    records = [
+        _finished(templates[cell], timed.get(cell, no_latency), broken.get(cell, note), start, joules)
+        for cell in experiment.cells
+    ]
+    add_records(results, records)
+    return records
 
 
 def _training(cell: Cell) -> tuple[str, int, str]:
@@ -133,7 +178,11 @@ def _measured(template: Record, model: TrainedCell | str, profile: Profile, note
         values: Values = dict.fromkeys(names)
         return dataclasses.replace(template, values=values, note=model)
     start, joules = time.perf_counter(), read_joules()
-    values = MEASURES[template.measure](model, template.cell)
+    return _finished(template, MEASURES[template.measure](model, template.cell), note, start, joules)
+
+
+def _finished(template: Record, values: Values, note: str, start: float, joules: float | None) -> Record:
+    """Return a record with its values and what it took since a time and a counter of energy."""
     seconds, after = time.perf_counter() - start, read_joules()
     return dataclasses.replace(
         template,

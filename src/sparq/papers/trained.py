@@ -1,4 +1,4 @@
-"""One trained model of an experiment, and its rows at each precision."""
+"""One model of an experiment: what it is trained on, and once it is trained, its rows at each precision."""
 
 import shutil
 from dataclasses import replace
@@ -24,19 +24,39 @@ from sparq.report import Row
 from sparq.report.codec import row_from_json, to_json
 
 
-class TrainedCell:
-    """A model that the recipe's steps have trained, in a run folder that all models of its adaptation share.
+class PreparedCell:
+    """A model that is not trained yet, with the speech and the vocabulary that it will be, in its run folder.
 
-    The speech is prepared, encoded and given a vocabulary once for all seeds, in a run folder of its own that the
-    others are copies of.
+    All models of an adaptation share a run folder. The speech is prepared, encoded and given a vocabulary once for all
+    seeds, in a run folder of its own that the others are copies of.
 
     Attributes:
         cell: which model; its precision is that of the rows only.
         profile: where it comes from.
         seed: of what is drawn at random in training and calibration.
-        recipe: the recipe that it was trained by.
+        recipe: the recipe that it is trained by.
         run: its run folder.
     """
+
+    def __init__(self, cell: Cell, profile: Profile, seed: int, out: Path) -> None:
+        """Prepare what is not there.
+
+        Raises:
+            SparqError: a step fails.
+        """
+        self.cell, self.profile, self.seed = cell, profile, seed
+        self.recipe: Recipe = profile.recipe_of(cell, seed)
+        self._steps = profile.steps_of(cell)
+        self.run = RunFolder(out / f"{profile.name}-seed{seed}" / f"{cell.adaptation}{cell.rank or ''}")
+        if not self.run.path.exists():
+            speech = RunFolder(out / f"{profile.name}-speech")
+            run_steps(self.recipe, speech, self._steps, until="vocab")
+            with atomic_path(self.run.path) as temporary:
+                shutil.copytree(speech.path, temporary)
+
+
+class TrainedCell(PreparedCell):
+    """A model that the recipe's steps have trained, and its rows."""
 
     def __init__(self, cell: Cell, profile: Profile, seed: int, out: Path) -> None:
         """Train the model, or take what is there.
@@ -44,16 +64,8 @@ class TrainedCell:
         Raises:
             SparqError: a step fails; if the loss is not finite, the message says so.
         """
-        self.cell, self.profile, self.seed = cell, profile, seed
-        self.recipe: Recipe = profile.recipe_of(cell, seed)
-        steps = profile.steps_of(cell)
-        self.run = RunFolder(out / f"{profile.name}-seed{seed}" / f"{cell.adaptation}{cell.rank or ''}")
-        if not self.run.path.exists():
-            speech = RunFolder(out / f"{profile.name}-speech")
-            run_steps(self.recipe, speech, steps, until="vocab")
-            with atomic_path(self.run.path) as temporary:
-                shutil.copytree(speech.path, temporary)
-        run_steps(self.recipe, self.run, steps, until="train")
+        super().__init__(cell, profile, seed, out)
+        run_steps(self.recipe, self.run, self._steps, until="train")
 
     @cached_property
     def speechlm(self) -> SpeechLM:

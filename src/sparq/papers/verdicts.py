@@ -74,20 +74,32 @@ class Comparison:
         return "smaller" if side * self.mean + interval < smallest else "undecided"
 
 
-def compare(published: Published, experiment: Experiment, records: Iterable[Record]) -> list[Comparison]:
+def compare(
+    published: Published, experiment: Experiment, records: Iterable[Record], *, metric: str | None = None
+) -> list[Comparison]:
     """Return the comparisons that an experiment's records allow.
 
-    The records are of one group. A gain needs both models with the same seed, and for average drops their bases too.
+    A gain needs both models with the same seed, and for average drops their bases too.
+
+    Args:
+        published: the papers' numbers.
+        experiment: what is compared.
+        records: of one group.
+        metric: compare drops of this metric alone, in place of their average; the papers' gains are left out.
     """
     table = published.table(experiment.name) if experiment.is_printed else None
-    rows = {(r.cell, r.seed): r.values for r in records if r.measure in experiment.measures}
+    rows: dict[tuple[Cell, int], Values] = {
+        (r.cell, r.seed): r.values if metric is None else {metric: r.values.get(metric)}
+        for r in records
+        if r.measure in experiment.measures
+    }
     seeds = sorted({seed for _, seed in rows})
     found = []
     for cell, over in pairs(experiment):
         gains = [_gain_of_seed(experiment, rows, cell, over, seed) for seed in seeds]
         measured = tuple(gain for gain in gains if gain is not None)
         if measured:
-            theirs = their_gains(published, table, cell, over)
+            theirs = their_gains(published, table, cell, over) if metric is None else ()
             found.append(Comparison(cell=cell, over=over.framework, gains=measured, theirs=theirs))
     return found
 
@@ -95,7 +107,8 @@ def compare(published: Published, experiment: Experiment, records: Iterable[Reco
 def pairs(experiment: Experiment) -> list[tuple[Cell, Cell]]:
     """Return what an experiment compares: each model that should be better with each that it should be better than."""
     cells = experiment.all_cells
-    compared = [cell for cell in cells if not (experiment.has_drops and cell == experiment.base(cell))]
+    bases = [experiment.base(cell) for cell in cells] if experiment.has_drops else []
+    compared = [cell for cell in cells if cell not in (*bases, *experiment.beside)]
     better = [cell for cell in compared if cell.framework in experiment.better]
     twins = [(cell, replace(cell, framework=over)) for cell in better for over in experiment.worse]
     return [(cell, twin) for cell, twin in twins if twin in cells]
