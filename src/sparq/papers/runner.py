@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,18 @@ from sparq.papers.page import write_page
 from sparq.papers.profiles import Profile
 from sparq.papers.records import Record, add_records, read_records
 from sparq.papers.trained import PreparedCell, TrainedCell
-from sparq.papers.turns import LATENCIES, measure_latency, measure_training
+from sparq.papers.turns import Timed, measure_latency, measure_training
 from sparq.papers.views import cell_labels
 from sparq.recipes.speech_steps import set_threads
 from sparq.report import Provenance, collect_provenance, utc_now
 from sparq.report.drop import metric_names
 
 _LOG = logging.getLogger(__name__)
+
+_IN_TURNS: dict[tuple[Measure, ...], Callable[[Mapping[Cell, PreparedCell]], Timed]] = {
+    ("latency",): measure_latency,
+    ("training",): measure_training,
+}
 
 _DIVERGED = "the loss is "
 """How the training loop's message of a loss that is not finite begins."""
@@ -49,7 +54,7 @@ def run_experiment(experiment: Experiment, profile: Profile, *, out: Path, resul
     set_threads(profile.recipe)
     if experiment.measures == ("parameters",):
         return _parameters(experiment, profile, results, seed)
-    if set(experiment.measures) <= {"latency", "training"}:
+    if experiment.measures in _IN_TURNS:
         return _in_turns(experiment, profile, out=out, results=results, seed=seed)
     known = {record.key: record for record in read_records(results)}
     page = out / f"{experiment.name}.html"
@@ -107,21 +112,10 @@ def _in_turns(experiment: Experiment, profile: Profile, *, out: Path, results: P
     templates = {cell: record for cell, (record,) in _wanted(experiment, profile, seed, known, results).items()}
     if all(template.key in known for template in templates.values()):
         return [known[templates[cell].key] for cell in experiment.cells]
+    models = {cell: PreparedCell(cell, profile, seed, out) for cell in experiment.cells}
     start, joules = time.perf_counter(), read_joules()
-    broken: dict[Cell, str] = {}
-    no_latency: Values = dict.fromkeys(LATENCIES.values())
-    if experiment.measures == ("training",):
-        timed, note = measure_training({cell: PreparedCell(cell, profile, seed, out) for cell in experiment.cells})
-    else:
-        trained = {_training(cell): _train(cell, profile, seed, out) for cell in templates}
-        models = {cell: trained[_training(cell)] for cell in experiment.cells}
-        broken = {cell: model for cell, model in models.items() if isinstance(model, str)}
-        whole = {cell: model for cell, model in models.items() if isinstance(model, TrainedCell)}
-        timed, note = measure_latency(whole) if whole else ({}, "")
-    records = [
-        _finished(templates[cell], timed.get(cell, no_latency), broken.get(cell, note), start, joules)
-        for cell in experiment.cells
-    ]
+    timed, note = _IN_TURNS[experiment.measures](models)
+    records = [_finished(templates[cell], values, note, start, joules) for cell, values in timed.items()]
     add_records(results, records)
     return records
 

@@ -19,9 +19,10 @@ from sparq.recipes.listening import Listener
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
 from sparq.recipes.steps import run_steps
-from sparq.recipes.train_step import Spoken, load_split
+from sparq.recipes.train_step import Spoken, load_split, load_vocabulary
 from sparq.report import Row
 from sparq.report.codec import row_from_json, to_json
+from sparq.tokens import JointVocabulary
 
 
 class PreparedCell:
@@ -54,6 +55,26 @@ class PreparedCell:
             with atomic_path(self.run.path) as temporary:
                 shutil.copytree(speech.path, temporary)
 
+    @cached_property
+    def vocabulary(self) -> JointVocabulary:
+        """The joint vocabulary."""
+        return load_vocabulary(self.run)
+
+    @cached_property
+    def splits(self) -> dict[str, list[Spoken]]:
+        """The test splits, as far as they are measured."""
+        count = self.recipe.evaluate.max_utterances
+        splits = {name: load_split(self.run, name, self.vocabulary) for name in test_splits(self.run)}
+        return {name: utterances[: count or None] for name, utterances in splits.items()}
+
+    def quantized(self, model: PreTrainedModel, precision: str, *, resume: Path | None = None) -> PreTrainedModel:
+        """Return a model of this cell quantized, calibrated as the step `quantize` does it."""
+        count = self.profile.calibration_sequences(precision)
+        utterances = load_split(self.run, "train", self.vocabulary)
+        examples = task_examples(utterances, self.vocabulary, count=count, seed=self.seed)
+        batches = padded_batches(examples, self.vocabulary)
+        return quantize(model, batches, self.profile.scheme_of(precision), resume=resume)
+
 
 class TrainedCell(PreparedCell):
     """A model that the recipe's steps have trained, and its rows."""
@@ -82,28 +103,16 @@ class TrainedCell(PreparedCell):
         """Free the memory of the model; it is loaded anew where it is asked for."""
         self.__dict__.pop("speechlm", None)
 
-    @cached_property
-    def splits(self) -> dict[str, list[Spoken]]:
-        """The test splits, as far as they are measured."""
-        count = self.recipe.evaluate.max_utterances
-        splits = {name: load_split(self.run, name, self.speechlm.vocabulary) for name in test_splits(self.run)}
-        return {name: utterances[: count or None] for name, utterances in splits.items()}
-
     def model(self, precision: str) -> PreTrainedModel:
-        """Return the model at a precision, calibrated as the step `quantize` does it.
+        """Return the model at a precision.
 
         What takes minutes is kept beside the model: an interrupted call goes on from it, and so does another measure.
         """
         if precision == FULL:
             return self.speechlm.model
-        vocabulary = self.speechlm.vocabulary
-        utterances = load_split(self.run, "train", vocabulary)
-        count = self.profile.calibration_sequences(precision)
-        examples = task_examples(utterances, vocabulary, count=count, seed=self.seed)
-        batches = padded_batches(examples, vocabulary)
-        scheme = self.profile.scheme_of(precision)
+        scheme, count = self.profile.scheme_of(precision), self.profile.calibration_sequences(precision)
         kept = self.run.path / "quantizing" / f"{self.cell.framework}-{precision}-{fingerprint(scheme.chosen(), count)}"
-        return quantize(self.speechlm.model, batches, scheme, resume=kept if scheme.resumes else None)
+        return self.quantized(self.speechlm.model, precision, resume=kept if scheme.resumes else None)
 
     def row(self, precision: str) -> Row:
         """Return the four tasks and the outliers at a precision; what was measured is kept beside the model."""
@@ -111,7 +120,7 @@ class TrainedCell(PreparedCell):
         file = self.run.path / "rows" / f"{self.cell.framework}-{precision}-{key}.json"
         if not file.exists():
             row, _ = measure(
-                self.model(precision), self.speechlm.vocabulary, self.splits, self.recipe,
+                self.model(precision), self.vocabulary, self.splits, self.recipe,
                 framework=self.cell.framework, precision=precision, listener=self._listener,
                 samples=file.with_suffix(""),
             )  # fmt: skip

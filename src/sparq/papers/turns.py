@@ -1,6 +1,7 @@
 """The times that experiments measure: of all their models in one process, in turns, so that no busy minute bends one.
 
 Measured one after another on a shared machine, the same model took 8.3 ms beside one job and 13.3 beside another.
+Models are not trained for it: how long they take does not depend on what they have learned.
 """
 
 import contextlib
@@ -16,13 +17,15 @@ from transformers import PreTrainedModel
 
 from sparq.bench.interleaved import Ratio, interleave
 from sparq.devices import compute_device, synchronize
+from sparq.models import build_speechlm
 from sparq.papers.experiments import FULL, Cell
 from sparq.papers.measures import Values
-from sparq.papers.trained import PreparedCell, TrainedCell
+from sparq.papers.trained import PreparedCell
+from sparq.pretrained import resolve_model
 from sparq.quantization import to_integers
 from sparq.recipes.outlier_sequences import TASK_LABELS, task_sequences
 from sparq.recipes.text_alone import text_alone
-from sparq.recipes.train_step import load_split, load_vocabulary, start_training
+from sparq.recipes.train_step import load_split, start_training
 from sparq.types import Task
 
 LATENCIES: dict[Task, str] = {task: f"{TASK_LABELS[task].lower()}_latency" for task in ("textlm", "speechlm")}
@@ -38,19 +41,16 @@ Timed = tuple[dict[Cell, Values], str]
 """The times of each model, and what to know about them."""
 
 
-def measure_latency(models: Mapping[Cell, TrainedCell]) -> Timed:
+def measure_latency(models: Mapping[Cell, PreparedCell]) -> Timed:
     """Return milliseconds of a forward pass of one sequence; a quantized model computes with integers.
 
     Args:
         models: the first one is compared with.
     """
-    calls = {}
+    calls = {cell: _untrained(prepared, cell.precision) for cell, prepared in models.items()}
     first = next(iter(models.values()))
     pairs = [(u.text, u.units) for utterances in first.splits.values() for u in utterances][:_SEQUENCES]
-    sequences = {task: task_sequences(first.speechlm.vocabulary, task, pairs) for task in LATENCIES}
-    for cell, trained in models.items():
-        model = trained.model(cell.precision)
-        calls[cell] = model if cell.precision == FULL else to_integers(model)
+    sequences = {task: task_sequences(first.vocabulary, task, pairs) for task in LATENCIES}
     values: dict[Cell, Values] = {cell: {} for cell in models}
     steady = []
     for task, metric in LATENCIES.items():
@@ -64,8 +64,6 @@ def measure_latency(models: Mapping[Cell, TrainedCell]) -> Timed:
 
 def measure_training(models: Mapping[Cell, PreparedCell]) -> Timed:
     """Return seconds of training by 1,000 tokens: the updates of all models on the first update's micro-batches.
-
-    No model is trained to its end for that.
 
     Args:
         models: the first one is compared with.
@@ -81,6 +79,18 @@ def measure_training(models: Mapping[Cell, PreparedCell]) -> Timed:
     return values, _note([ratios[next(iter(models))]], rounds=_TRAINING_ROUNDS)
 
 
+def _untrained(prepared: PreparedCell, precision: str) -> PreTrainedModel:
+    """Return the model as it is before training; adapters would be merged."""
+    recipe = prepared.recipe
+    backbone = resolve_model(recipe.model.backbone)
+    loaded, _ = build_speechlm(
+        backbone, prepared.vocabulary, attention=prepared.cell.framework, noise=recipe.model.new_row_noise,
+        seed=recipe.training_seed,
+    )  # fmt: skip
+    model = loaded.model.to(compute_device()).eval()
+    return model if precision == FULL else to_integers(prepared.quantized(model, precision))
+
+
 @torch.inference_mode()
 def _forward(model: PreTrainedModel, sequences: Sequence[Tensor]) -> None:
     for ids in sequences:
@@ -90,7 +100,7 @@ def _forward(model: PreTrainedModel, sequences: Sequence[Tensor]) -> None:
 def _update(prepared: PreparedCell, folder: Path) -> tuple[Callable[[], object], int]:
     """Return a call that makes an update, ever of the same micro-batches, and the tokens of these."""
     recipe, run = prepared.recipe, prepared.run
-    vocabulary = load_vocabulary(run)
+    vocabulary = prepared.vocabulary
     with text_alone(recipe, run, vocabulary) as texts:
         training, _ = start_training(
             recipe, prepared.cell.framework, vocabulary=vocabulary, utterances=load_split(run, "train", vocabulary),
