@@ -17,6 +17,12 @@ GPU_MULTIPLE = 8
 _GPU_ROWS = 17
 """The fewest rows that cuBLASLt multiplies."""
 
+_EXACT_TERMS = 1024
+"""How many products of two int8 float32 adds up exactly: each is at most 2^14, and integers up to 2^24 are exact."""
+
+_BLOCK = 2**19
+"""How many weights are turned into float32 at a time: they stay in the cache."""
+
 
 def pack_halves(integers: Int8[Tensor, "rows columns"]) -> Int8[Tensor, "rows bytes"]:
     """Return integers of 4 bits, two a byte: column j plus 8 in the low half, column j + columns / 2 in the high one.
@@ -40,8 +46,6 @@ def unpack_halves(packed: Int8[Tensor, "*rows bytes"]) -> Int8[Tensor, "*rows co
 def require_exact_products(bits: int, device: torch.device) -> None:
     """Check that a device multiplies int8 activations by weights of so many bits exactly.
 
-    On a CPU without VNNI instructions oneDNN adds pairs of products in 16 bits, where those of large weights saturate.
-
     Raises:
         SparqError: it does not, or cannot at all.
     """
@@ -57,8 +61,8 @@ def require_exact_products(bits: int, device: torch.device) -> None:
         ) from error
     if not exact:
         raise SparqError(
-            f"this processor's int8 products are not exact for weights of {bits} bits (it lacks VNNI): keep the"
-            " simulated model, or quantize with activation_bits 16"
+            f"{device}'s int8 products are not exact for weights of {bits} bits: keep the simulated model, or quantize"
+            " with activation_bits 16"
         )
 
 
@@ -68,9 +72,9 @@ def grouped_product(
     """Return sum over each group of consecutive inputs of left * right, exact in int32.
 
     `torch._int_mm` multiplies int8 by int8 and accumulates in int32, on a CPU by oneDNN with VNNI instructions, on a
-    GPU by cuBLASLt. A product of few tokens waits for the weights, so all groups are done in one: row (g, t) of the
-    left side is token t with everything outside of group g set to zero. For many tokens that would be `groups` times
-    the work; they go group by group.
+    GPU by cuBLASLt; a CPU without them goes by way of float32. A product of few tokens waits for the weights, so all
+    groups are done in one: row (g, t) of the left side is token t with everything outside of group g set to zero. For
+    many tokens that would be `groups` times the work; they go group by group.
 
     Args:
         left: activations, one row after the other in memory.
@@ -107,11 +111,41 @@ def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
         # Copies begin where the kernel may expect a tensor to begin; rows of zeros make up the number that it takes.
         rows = functional.pad(left[:, start : start + size], (0, 0, 0, max(0, _GPU_ROWS - len(left)))).contiguous()
         return torch._int_mm(rows, right.contiguous().t())[: len(left)]
+    if not torch.cpu._is_vnni_supported():
+        multiply = _one_operation if torch.compiler.is_compiling() else float_product
+        return multiply(left[:, start : start + size], right)
     # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
     # anything and says nothing (pytorch issue 195066); so the strides are spelled out.
     assert size > 1, "the kernel leaves its output as it found it for sums of one product"
     columns = left[:, start : start + size].as_strided((len(left), size), (left.shape[1], 1))
     return torch._int_mm(columns, right.t())
+
+
+def float_product(
+    left: Int8[Tensor, "tokens inputs"], right: Int8[Tensor, "outputs inputs"]
+) -> Int32[Tensor, "tokens outputs"]:
+    """Return left @ right^T exactly, by float32 products of sums that float32 holds exactly.
+
+    Without VNNI `torch._int_mm` is a plain loop, 30 times as slow for a prompt (AVX2), or adds pairs of products in 16
+    bits, where those of large weights saturate (AVX-512).
+    """
+    if left.shape[1] > _EXACT_TERMS:
+        parts = zip(*(torch.split(side, _EXACT_TERMS, dim=1) for side in (left, right)), strict=True)
+        return torch.stack([float_product(*part) for part in parts]).sum(0, dtype=torch.int32)
+    floats = left.float()
+    blocks = torch.split(right, max(1, _BLOCK // right.shape[1]))
+    return torch.cat([floats @ block.float().t() for block in blocks], dim=1).int()
+
+
+@torch.library.custom_op("sparq::float_product", mutates_args=())
+def _one_operation(left: Tensor, right: Tensor) -> Tensor:
+    """`float_product` for the compiler, which would keep the weights as float32."""
+    return float_product(left, right)
+
+
+@_one_operation.register_fake
+def _shape(left: Tensor, right: Tensor) -> Tensor:
+    return left.new_empty(len(left), len(right), dtype=torch.int32)
 
 
 def correct_zero_points(
