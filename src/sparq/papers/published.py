@@ -188,6 +188,13 @@ def recompute(published: Published, row: PublishedRow) -> Recomputed | None:
     return Recomputed(percent=percent(0, 0), lowest=lowest, highest=highest, agrees=agrees)
 
 
+def recompute_metric(published: Published, row: PublishedRow, metric: str) -> float | None:
+    """Return what one metric adds to a row's average: its own relative increase in percent; None if it has none."""
+    if row.average_drop is None or row.values.get(metric) is None:
+        return None
+    return average_drop({metric: row.values[metric]}, {metric: published.base_row(row).values.get(metric)}).percent
+
+
 def recompute_claim(published: Published, claim: Claim) -> float | None:
     """Return what a claim's rows give, None if it is not known how the number came about."""
     if claim.computed is None:

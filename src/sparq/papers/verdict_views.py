@@ -52,13 +52,14 @@ def metric_table(published: Published, experiment: Experiment, records: Sequence
     for metric in metrics:
         for one in compare(published, experiment, records, metric=metric):
             if one.interval is not None:
-                shown = f"{show_change(one.mean)} ± {show_number(one.interval)}" + "*" * (abs(one.mean) > one.interval)
+                theirs = f" ({_range(one.theirs)})" if one.theirs else ""
+                shown = f"{show_change(one.mean)} ± {show_number(one.interval)}{theirs}: {one.verdict}"
                 cells = lines.setdefault((*cell_labels(one.cell), one.over), ["-"] * len(metrics))
                 cells[metrics.index(metric)] = shown
     if not lines:
         return None
     return Table(
-        caption="The same by metric, in points of its own drop, with 95 % intervals; *: without 0",
+        caption="The same by metric, in points of its own drop: ours with its 95 % interval (theirs): verdict",
         columns=("Framework", "Adapted", "Precision", "Than", *(LABELS[metric] for metric in metrics)),
         groups=(tuple(Line(cells=(*labels, *cells)) for labels, cells in lines.items()),),
         num_headings=4,

@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from sparq.papers.experiments import Cell, Experiment
-from sparq.papers.published import Published, PublishedTable, recompute
+from sparq.papers.published import Published, PublishedRow, PublishedTable, recompute, recompute_metric
 from sparq.papers.records import Record
 from sparq.papers.theirs import find_row, models_of
 from sparq.report.drop import average_drop
@@ -85,7 +85,7 @@ def compare(
         published: the papers' numbers.
         experiment: what is compared.
         records: of one group.
-        metric: compare drops of this metric alone, in place of their average; the papers' gains are left out.
+        metric: compare drops of this metric alone, in place of their average.
     """
     table = published.table(experiment.name) if experiment.is_printed else None
     rows: dict[tuple[Cell, int], Values] = {
@@ -99,7 +99,7 @@ def compare(
         gains = [_gain_of_seed(experiment, rows, cell, over, seed) for seed in seeds]
         measured = tuple(gain for gain in gains if gain is not None)
         if measured:
-            theirs = their_gains(published, table, cell, over) if metric is None else ()
+            theirs = their_gains(published, table, cell, over, metric=metric)
             found.append(Comparison(cell=cell, over=over.framework, gains=measured, theirs=theirs))
     return found
 
@@ -114,7 +114,9 @@ def pairs(experiment: Experiment) -> list[tuple[Cell, Cell]]:
     return [(cell, twin) for cell, twin in twins if twin in cells]
 
 
-def their_gains(published: Published, table: PublishedTable | None, cell: Cell, over: Cell) -> tuple[float, ...]:
+def their_gains(
+    published: Published, table: PublishedTable | None, cell: Cell, over: Cell, *, metric: str | None = None
+) -> tuple[float, ...]:
     """Return the gains of the papers' models, average drops computed from their rows' own metrics."""
     gains = []
     for model in models_of(table):
@@ -122,12 +124,19 @@ def their_gains(published: Published, table: PublishedTable | None, cell: Cell, 
         row, other = find_row(table, cell, model), find_row(table, over, model)
         if row is None or other is None:
             continue
-        drop, other_drop = recompute(published, row), recompute(published, other)
+        drop, other_drop = (_drop(published, which, metric) for which in (row, other))
         if drop is not None and other_drop is not None:
-            gains.append(other_drop.percent - drop.percent)
-        elif (gain := _gain(row.values, other.values)) is not None:
+            gains.append(other_drop - drop)
+        elif metric is None and (gain := _gain(row.values, other.values)) is not None:
             gains.append(gain)
     return tuple(gains)
+
+
+def _drop(published: Published, row: PublishedRow, metric: str | None) -> float | None:
+    if metric is not None:
+        return recompute_metric(published, row, metric)
+    found = recompute(published, row)
+    return None if found is None else found.percent
 
 
 def _gain_of_seed(
