@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from sparq.bench.interleaved import Ratio
 from sparq.cli.main import build_parser, main
 from sparq.errors import SparqError
 from sparq.files import read_json
@@ -15,7 +16,9 @@ from sparq.papers import EXPERIMENTS, Cell, Experiment, find_experiment, read_re
 from sparq.papers.energy import read_joules
 from sparq.papers.full_plan import estimate, full_plan, full_preamble
 from sparq.papers.profiles import Profile, recipe_profile, small_profile, smoke_profile
+from sparq.papers.records import add_records
 from sparq.papers.runner import run_experiment
+from sparq.papers.turns import times_of
 from sparq.quantization import presets
 from sparq.recipes.pipeline import STEPS
 from sparq.recipes.run_folder import RunFolder
@@ -101,6 +104,33 @@ def test_parameters_are_those_of_table_11(out: Path) -> None:
     assert {model: values["lora_parameters"] for model, values in found.items()} == {
         "opt-125m": 9.437184, "opt-350m": 25.165824, "opt-1.3b": 50.331648,
     }  # fmt: skip
+
+
+def test_times_are_taken_in_one_sitting_and_of_untrained_models(out: Path, tmp_path: Path) -> None:
+    """If the time of one model is missing, those of all are measured anew: other days' times do not compare."""
+    profile, results = smoke_profile(out / "smoke"), tmp_path / "results.jsonl"
+    for name in ("sparq-3", "case-study-4"):
+        experiment = find_experiment(name)
+        old = [r for r in read_records(out / "results.jsonl") if r.measure in experiment.measures]
+        assert {r.cell for r in old} == set(experiment.cells)
+        add_records(results, old[1:])
+        new = run_experiment(experiment, profile, out=tmp_path, results=results, seed=0)
+        assert [r.cell for r in new] == list(experiment.cells)
+        assert len({(r.note, r.seconds) for r in new}) == 1
+        assert not {r.created for r in new} & {r.created for r in old}
+        assert run_experiment(experiment, profile, out=tmp_path, results=results, seed=0) == new
+    assert {path.name for path in tmp_path.glob("smoke-seed0/*")} == {"full"}
+    assert not (tmp_path / "smoke-seed0" / "full" / "models").exists()
+
+
+def test_times_are_ratios_of_rounds() -> None:
+    """A baseline of 2 seconds, and one that took half as long again in the round between."""
+    first, second = Cell(framework="vanilla"), Cell(framework="softmax1")
+    ratios = {
+        first: Ratio(median=1.04, low=0.9, high=1.1, seconds=2.0),
+        second: Ratio(median=1.5, low=1.4, high=1.6, seconds=99.0),
+    }
+    assert times_of(ratios) == {first: 2.0, second: 3.0}
 
 
 def test_a_training_that_diverges_is_a_result(out: Path, tmp_path: Path) -> None:

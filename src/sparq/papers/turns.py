@@ -57,7 +57,7 @@ def measure_latency(models: Mapping[Cell, PreparedCell]) -> Timed:
         runs = {cell: functools.partial(_forward, model, sequences[task]) for cell, model in calls.items()}
         ratios = _interleave(runs, rounds=_LATENCY_ROUNDS)
         steady.append(ratios[next(iter(models))])
-        for cell, seconds in _seconds(ratios).items():
+        for cell, seconds in times_of(ratios).items():
             values[cell][metric] = 1000 * seconds / len(sequences[task])
     return values, _note(steady, rounds=_LATENCY_ROUNDS)
 
@@ -74,7 +74,7 @@ def measure_training(models: Mapping[Cell, PreparedCell]) -> Timed:
             updates[cell], tokens = _update(prepared, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         ratios = _interleave(updates, rounds=_TRAINING_ROUNDS)
     values: dict[Cell, Values] = {
-        cell: {TRAINING_TIME: 1000 * seconds / tokens} for cell, seconds in _seconds(ratios).items()
+        cell: {TRAINING_TIME: 1000 * seconds / tokens} for cell, seconds in times_of(ratios).items()
     }
     return values, _note([ratios[next(iter(models))]], rounds=_TRAINING_ROUNDS)
 
@@ -122,7 +122,7 @@ def _interleave(runs: Mapping[Cell, Callable[[], object]], *, rounds: int) -> di
     return {cell: ratios[name] for name, cell in named.items()}
 
 
-def _seconds(ratios: Mapping[Cell, Ratio]) -> dict[Cell, float]:
+def times_of(ratios: Mapping[Cell, Ratio]) -> dict[Cell, float]:
     """Return times whose ratios to the first are the medians of those within rounds, which are what is steady."""
     first = next(iter(ratios))
     return {cell: ratios[first].seconds * (1.0 if cell == first else ratio.median) for cell, ratio in ratios.items()}
