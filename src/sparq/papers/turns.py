@@ -28,10 +28,10 @@ from sparq.recipes.text_alone import text_alone
 from sparq.recipes.train_step import load_split, start_training
 from sparq.types import Task
 
-LATENCIES: dict[Task, str] = {task: f"{TASK_LABELS[task].lower()}_latency" for task in ("textlm", "speechlm")}
+_LATENCIES: dict[Task, str] = {task: f"{TASK_LABELS[task].lower()}_latency" for task in ("textlm", "speechlm")}
 """The metric of each task whose latency is measured."""
 
-TRAINING_TIME = "seconds_per_1000_tokens"
+_TRAINING_TIME = "seconds_per_1000_tokens"
 """The metric of the time of training: what the papers call an epoch is not known."""
 
 _SEQUENCES = 8
@@ -44,16 +44,20 @@ Timed = tuple[dict[Cell, Values], str]
 def measure_latency(models: Mapping[Cell, PreparedCell]) -> Timed:
     """Return milliseconds of a forward pass of one sequence; a quantized model computes with integers.
 
+    None where no test utterance has what a task reads.
+
     Args:
         models: the first one is compared with.
     """
     calls = {cell: _untrained(prepared, cell.precision) for cell, prepared in models.items()}
     first = next(iter(models.values()))
     pairs = [(u.text, u.units) for utterances in first.splits.values() for u in utterances][:_SEQUENCES]
-    sequences = {task: task_sequences(first.vocabulary, task, pairs) for task in LATENCIES}
-    values: dict[Cell, Values] = {cell: {} for cell in models}
+    sequences = {task: task_sequences(first.vocabulary, task, pairs) for task in _LATENCIES}
+    values: dict[Cell, Values] = {cell: dict.fromkeys(_LATENCIES.values()) for cell in models}
     steady = []
-    for task, metric in LATENCIES.items():
+    for task, metric in _LATENCIES.items():
+        if not sequences[task]:
+            continue
         runs = {cell: functools.partial(_forward, model, sequences[task]) for cell, model in calls.items()}
         ratios = _interleave(runs, rounds=_LATENCY_ROUNDS)
         steady.append(ratios[next(iter(models))])
@@ -74,7 +78,7 @@ def measure_training(models: Mapping[Cell, PreparedCell]) -> Timed:
             updates[cell], tokens = _update(prepared, Path(stack.enter_context(tempfile.TemporaryDirectory())))
         ratios = _interleave(updates, rounds=_TRAINING_ROUNDS)
     values: dict[Cell, Values] = {
-        cell: {TRAINING_TIME: 1000 * seconds / tokens} for cell, seconds in times_of(ratios).items()
+        cell: {_TRAINING_TIME: 1000 * seconds / tokens} for cell, seconds in times_of(ratios).items()
     }
     return values, _note([ratios[next(iter(models))]], rounds=_TRAINING_ROUNDS)
 
@@ -129,6 +133,8 @@ def times_of(ratios: Mapping[Cell, Ratio]) -> dict[Cell, float]:
 
 
 def _note(steady: Sequence[Ratio], *, rounds: int) -> str:
+    if not steady:
+        return "No test utterance has text or units."
     low, high = min(ratio.low for ratio in steady), max(ratio.high for ratio in steady)
     return (
         f"Taken in turns, {rounds} rounds; the first model took {low:.2f} to {high:.2f} times as long as itself"
