@@ -111,7 +111,7 @@ def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
         # Copies begin where the kernel may expect a tensor to begin; rows of zeros make up the number that it takes.
         rows = functional.pad(left[:, start : start + size], (0, 0, 0, max(0, _GPU_ROWS - len(left)))).contiguous()
         return torch._int_mm(rows, right.contiguous().t())[: len(left)]
-    if not torch.cpu._is_vnni_supported():
+    if not _has_int8_instructions():
         multiply = _one_operation if torch.compiler.is_compiling() else float_product
         return multiply(left[:, start : start + size], right)
     # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
@@ -119,6 +119,12 @@ def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
     assert size > 1, "the kernel leaves its output as it found it for sums of one product"
     columns = left[:, start : start + size].as_strided((len(left), size), (left.shape[1], 1))
     return torch._int_mm(columns, right.t())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_int8_instructions() -> bool:
+    """Tell whether the CPU has VNNI; the compiler cannot look into the question and would break the graph at it."""
+    return bool(torch.cpu._is_vnni_supported())
 
 
 def float_product(
