@@ -115,7 +115,11 @@ def _in_turns(experiment: Experiment, profile: Profile, *, out: Path, results: P
     models = {cell: PreparedCell(cell, profile, seed, out) for cell in experiment.cells}
     start, joules = time.perf_counter(), read_joules()
     timed, note = _IN_TURNS[experiment.measures](models)
-    records = [_finished(templates[cell], values, note, start, joules) for cell, values in timed.items()]
+    whole = _finished(templates[experiment.cells[0]], {}, note, start, joules)
+    records = [
+        dataclasses.replace(whole, cell=cell, settings=templates[cell].settings, values=values)
+        for cell, values in timed.items()
+    ]
     add_records(results, records)
     return records
 
