@@ -115,10 +115,12 @@ def _columns(left: Tensor, start: int, size: int, right: Tensor) -> Tensor:
         multiply = _one_operation if torch.compiler.is_compiling() else float_product
         return multiply(left[:, start : start + size], right)
     # Inductor gives a row that stands alone a stride of 0, with which the kernel returns without having computed
-    # anything and says nothing (pytorch issue 195066); so the strides are spelled out.
+    # anything and says nothing (pytorch issue 195066); so the strides are spelled out. They are those of a copy: of a
+    # part of the columns Inductor keeps no more than the part, and the strides of the whole would read beyond it.
     assert size > 1, "the kernel leaves its output as it found it for sums of one product"
-    columns = left[:, start : start + size].as_strided((len(left), size), (left.shape[1], 1))
-    return torch._int_mm(columns, right.t())
+    if size < left.shape[1]:
+        left = left[:, start : start + size].clone(memory_format=torch.contiguous_format)
+    return torch._int_mm(left.as_strided((len(left), size), (size, 1)), right.t())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
