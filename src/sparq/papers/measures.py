@@ -96,11 +96,6 @@ MEASURES: dict[Measure, Callable[[TrainedCell, Cell], Values]] = {
 }
 """The measures of one trained model."""
 
-NAMES: dict[Measure, tuple[str, ...]] = {
-    "accuracy": ("accuracy",),
-}
-"""The numbers of measures, beside those of the tasks, that a training whose loss is not finite has none of."""
-
 
 def count_parameters(size: str) -> Values:
     """Return millions of LoRA parameters of one of the papers' backbones, as SpARQ's table 11 counts them.

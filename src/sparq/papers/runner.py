@@ -11,7 +11,7 @@ from typing import Any
 from sparq.errors import SparqError
 from sparq.papers.energy import read_joules
 from sparq.papers.experiments import Cell, Experiment, Measure
-from sparq.papers.measures import MEASURES, NAMES, OPT_SHAPES, Values, count_parameters
+from sparq.papers.measures import MEASURES, OPT_SHAPES, Values, count_parameters
 from sparq.papers.page import write_page
 from sparq.papers.profiles import Profile
 from sparq.papers.records import Record, add_records, read_records
@@ -172,7 +172,7 @@ def _record(profile: Profile, cell: Cell, measure: Measure, seed: int, provenanc
 def _measured(template: Record, model: TrainedCell | str, profile: Profile, note: str) -> Record:
     if isinstance(model, str):
         heard = profile.recipe.evaluate.vocoder is not None
-        names = metric_names(heard=heard) if template.measure == "tasks" else NAMES.get(template.measure, ())
+        names = {"tasks": metric_names(heard=heard), "accuracy": ("accuracy",)}.get(template.measure, ())
         values: Values = dict.fromkeys(names)
         return dataclasses.replace(template, values=values, note=model)
     start, joules = time.perf_counter(), read_joules()
