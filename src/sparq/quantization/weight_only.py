@@ -135,7 +135,7 @@ def require_weight_only(device: torch.device, *, halves: bool) -> None:
     x = torch.eye(inputs, dtype=torch.bfloat16, device=device)[:FEW_TOKENS]
     try:
         product = (WeightOnly4(layer) if halves else WeightOnly8(layer))(x)
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise SparqError(
             f"{device} has no kernel for weights of {4 if halves else 8} bits ({str(error).splitlines()[0]}): keep the"
             " simulated model, or model.to('cpu') first"
