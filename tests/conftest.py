@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from torch import Tensor
 
 # Triton, which transformers imports, decides then whether it compiles its kernels or interprets them.
 os.environ["TRITON_INTERPRET"] = "0" if torch.cuda.is_available() else "1"
@@ -77,3 +78,9 @@ def tiny_opt() -> PreTrainedModel:
 def tiny_opt_post_norm() -> PreTrainedModel:
     """Post-norm with project_in and project_out, as OPT-350m."""
     return random_model("opt_350m")
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    """Two sequences for any of these models, without its special tokens."""
+    return torch.randint(3, 96, (2, 16))

@@ -1,6 +1,7 @@
 """Tiny random models of every supported family, in the exact layouts."""
 
 import torch
+from torch import Tensor
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -50,3 +51,9 @@ def tiny_model(family: str) -> PreTrainedModel:
             if parameter.ndim == 2 and "embed" not in name:
                 parameter.mul_(6.0)
     return model
+
+
+def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Return what a model says of every next token, without gradients."""
+    with torch.no_grad():
+        return model(ids).logits

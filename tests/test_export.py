@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 
-from model_families import FAMILIES, tiny_model
+from model_families import FAMILIES, logits, tiny_model
 from sparq.cli.main import main
 from sparq.errors import SparqError
 from sparq.models import convert
@@ -16,11 +16,6 @@ from sparq.quantization import export_compressed_tensors, quantize, save_quantiz
 
 pytest.importorskip("compressed_tensors")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # those of the reader
-
-
-def logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def loaded(folder: Path) -> PreTrainedModel:

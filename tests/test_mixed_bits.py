@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from model_families import FAMILIES, tiny_model
+from model_families import FAMILIES, logits, tiny_model
 from sparq.errors import SparqError
 from sparq.models.families import decoder_blocks, named_linears
 from sparq.quantization import (
@@ -30,16 +30,6 @@ from sparq.quantization.sensitivity import parts_of, sensitivity
 W4 = {"method": "rtn", "weight_bits": 4, "activation_bits": 8}
 DOWN = "model.layers.1.mlp.down_proj"
 KEY = "model.layers.0.self_attn.k_proj"
-
-
-@pytest.fixture
-def ids() -> Tensor:
-    return torch.randint(3, 96, (2, 16))
-
-
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def loss_on(teacher: PreTrainedModel, ids: Tensor) -> Callable[[PreTrainedModel], dict[str, float]]:

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.masking_utils import eager_mask
 
-from model_families import FAMILIES, tiny_model
+from model_families import FAMILIES, logits, tiny_model
 from sparq.errors import SparqError
 from sparq.models import convert, converted_layers
 from sparq.quantization import QuantizationScheme, export_compressed_tensors, load_quantized, quantize, save_quantized
@@ -26,11 +26,6 @@ from sparq.quantization.attention import AttentionQuantizer
 
 BITS = {"query_bits": 6, "key_bits": 4, "value_bits": 3, "probability_bits": 5}
 OFF = {"method": "rtn", "weight_bits": 16, "activation_bits": 16}
-
-
-@pytest.fixture
-def ids() -> Tensor:
-    return torch.randint(3, 96, (2, 16))
 
 
 def slow_rounding(x: Tensor, bits: int, size: int) -> Tensor:
@@ -80,11 +75,6 @@ def slow_logits(model: PreTrainedModel, settings: dict[str, Any], variant: str, 
     AttentionMaskInterface.register("slow", eager_mask)
     theirs.set_attn_implementation("slow")
     return logits(theirs, ids)
-
-
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 @pytest.mark.parametrize("family", FAMILIES)

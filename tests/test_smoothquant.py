@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, OPTForCausalLM, PreTrainedModel
 
+from model_families import logits
 from sparq.errors import SparqError
 from sparq.models.families import named_linears
 from sparq.quantization import quantize
@@ -40,11 +41,6 @@ def with_outliers(model: PreTrainedModel) -> PreTrainedModel:
 
 def relative(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
-
-
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 @pytest.mark.parametrize("name", FAMILIES)

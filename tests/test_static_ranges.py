@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from model_families import FAMILIES, tiny_model
+from model_families import FAMILIES, logits, tiny_model
 from sparq.errors import SparqError
 from sparq.models import convert
 from sparq.models.families import decoder_blocks, named_linears
@@ -28,16 +28,6 @@ from sparq.quantization.static_ranges import MSE_VALUES, SHARES, static_scale
 
 STATIC = {"method": "rtn", "weight_bits": 16, "activation_bits": 8, "activation_granularity": "tensor"}
 CHANNEL = {**STATIC, "activation_granularity": "channel", "activation_static": "max"}
-
-
-@pytest.fixture
-def ids() -> Tensor:
-    return torch.randint(3, 96, (2, 16))
-
-
-def logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(ids).logits
 
 
 def inputs_of(model: PreTrainedModel, batches: list[Tensor]) -> dict[str, Tensor]:
