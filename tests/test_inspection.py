@@ -90,6 +90,19 @@ def test_tasks_are_measured_apart(smollm2_folder: Path, whisper_folder: Path, hu
 
 
 @pytest.mark.pretrained
+def test_one_attention_of_two_runs(smollm2_folder: Path, tmp_path: Path) -> None:
+    assert (smollm2_folder / "config.json").exists()
+    (tmp_path / "text.txt").write_text(TEXT)
+    other = tmp_path / "models" / "softmax1"
+    other.parent.mkdir()
+    other.symlink_to(DEMO_MODEL)
+    results = inspect_outliers([str(DEMO_MODEL), str(other)], text=tmp_path / "text.txt")
+    assert [row.framework for row in results.rows] == ["adapters/softmax1", "models/softmax1"]
+    first, second = (row.outliers for row in results.rows)
+    assert first == second
+
+
+@pytest.mark.pretrained
 def test_mistakes(smollm2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recording = tmp_path / "a.wav"
     recording.write_bytes(b"RIFF")
@@ -98,6 +111,8 @@ def test_mistakes(smollm2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         ([str(DEMO_MODEL), "--attention", "vanilla"], "is a trained SpeechLM, which has one attention"),
         ([str(smollm2_folder), "--text", str(tmp_path / "none.txt")], "no such file"),
         ([str(smollm2_folder), "--tokens", "1"], "the text has 1 tokens: give 2 or more"),
+        ([str(DEMO_MODEL), f"{DEMO_MODEL}/"], "a model is named twice in "),
+        ([str(smollm2_folder), "--attention", "l1", "l1"], "an attention is named twice in l1 l1: name each once"),
     ):
         assert main(["outliers", *wrong, "--out", str(tmp_path / "o.html")]) == 2
         assert message in capsys.readouterr().err

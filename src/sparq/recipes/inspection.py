@@ -73,13 +73,16 @@ def inspect_outliers(
         context: most tokens of one sequence of running text.
 
     Raises:
-        SparqError: a model or file is missing or does not fit, or two columns would have one name.
+        SparqError: a model or file is missing or does not fit, or a model or attention is named twice.
     """
+    labels = _labels(models)
+    if len(set(attentions)) < len(attentions):
+        raise SparqError(f"an attention is named twice in {' '.join(attentions)}: name each once")
     said = _transcripts(transcripts, audio)
     rows: list[Row] = []
     notes: list[str] = []
     pictures = Pictures()
-    for reference in models:
+    for reference, label in zip(models, labels, strict=True):
         speechlm_folder = Path(reference) if (Path(reference) / "speechlm.json").exists() else None
         if speechlm_folder is not None and attentions:
             raise SparqError(f"{reference} is a trained SpeechLM, which has one attention: leave --attention out")
@@ -92,9 +95,7 @@ def inspect_outliers(
                 model, sequences = _causal_lm(reference, attention, text, tokens, context)
             spec = saved_attention(model)
             assert spec is not None, "every way of loading converts"
-            name = spec.name if len(models) == 1 or speechlm_folder else f"{Path(reference).name}: {spec.name}"
-            if any(row.framework == name for row in rows):
-                raise SparqError(f"two models would be called {name!r}: measure them in two runs")
+            name = _column(label, spec.name)
             together = alone(ids for task in sequences.tasks.values() for ids in task)
             report = measure_outliers(model, together, groups=sequences.groups)
             apart = measure_tasks(model, sequences.tasks) if len(sequences.tasks) > 1 else {}
@@ -121,6 +122,25 @@ def inspect_outliers(
         hidden_maps=tuple(pictures.hidden),
         notes=tuple(notes),
     )
+
+
+def _labels(models: Sequence[str]) -> list[str]:
+    """Return what tells models apart: the ends of their paths, as long as that takes; of a single model nothing."""
+    if len(models) == 1:
+        return [""]
+    parts = [Path(reference).parts for reference in models]
+    if len(set(parts)) < len(parts):
+        raise SparqError(f"a model is named twice in {' '.join(models)}: name each once")
+    count = 1
+    while len({end[-count:] for end in parts}) < len(parts):
+        count += 1
+    return [str(Path(*end[-count:])) for end in parts]
+
+
+def _column(label: str, attention: str) -> str:
+    if not label:
+        return attention
+    return label if Path(label).name == attention else f"{label}: {attention}"
 
 
 def _transcripts(file: Path | None, audio: Sequence[Path]) -> list[str]:
