@@ -9,7 +9,6 @@ transcription of one SpeechLM into another, and reads the first 24 utterances of
 the models share vocabulary and units.
 """
 
-import csv
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from transformers import AutoTokenizer
 
 from sparq.adaptation import load_speechlm
+from sparq.audio import read_manifest
 from sparq.evaluation import find_massive_activations
 from sparq.models import load_model
 from sparq.pretrained import resolve_model
@@ -50,13 +50,12 @@ def draw() -> None:
 
 
 def swap(manifest: Path, folders: list[str]) -> None:
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"].startswith("test")][:UTTERANCES]
+    tests = [each for each in read_manifest(manifest) if each.split.startswith("test")][:UTTERANCES]
     speechlms = {folder: load_speechlm(Path(folder)) for folder in folders}
     first, *others = speechlms.values()
     assert all(other.vocabulary.pieces == first.vocabulary.pieces for other in others), "they have other vocabularies"
-    units = encode_recordings(first, [manifest.parent / row["path"] for row in rows])
-    spoken = zip((row["text"] for row in rows), units, strict=True)
+    units = encode_recordings(first, [each.path for each in tests])
+    spoken = zip((each.text for each in tests), units, strict=True)
     sequences = task_sequences(first.vocabulary, "asr", spoken)
     token = int(sequences[0][0])
     embeddings = {name: speechlm.model.get_input_embeddings().weight for name, speechlm in speechlms.items()}

@@ -6,7 +6,6 @@ Rounding is to nearest, symmetric, one scale a token; weights are as they are. T
 of the first 10 utterances of the test splits. The models share vocabulary and units.
 """
 
-import csv
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sparq.adaptation import load_speechlm
+from sparq.audio import read_manifest
 from sparq.models.families import named_linears
 from sparq.quantization.quantizer import fake_quantize
 from sparq.recipes.apply import encode_recordings
@@ -32,14 +32,13 @@ KINDS = {
 
 
 def main(manifest: Path, folders: list[str]) -> None:
-    with manifest.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file, delimiter="\t") if row["split"].startswith("test")][:UTTERANCES]
+    tests = [each for each in read_manifest(manifest) if each.split.startswith("test")][:UTTERANCES]
     sequences: dict[str, list[Tensor]] = {}
     for folder in folders:
         speechlm = load_speechlm(Path(folder))
         if not sequences:
-            units = encode_recordings(speechlm, [manifest.parent / row["path"] for row in rows])
-            spoken = list(zip((row["text"] for row in rows), units, strict=True))
+            units = encode_recordings(speechlm, [each.path for each in tests])
+            spoken = list(zip((each.text for each in tests), units, strict=True))
             tasks = ("textlm", "speechlm")
             sequences = {task: task_sequences(speechlm.vocabulary, task, spoken) for task in tasks}
         linears = dict(named_linears(speechlm.model))
