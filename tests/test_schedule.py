@@ -7,21 +7,32 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from model_families import FAMILIES, tiny_model
-from sparq.attention import NORMALIZATIONS, SinkSchedule
+from sparq.attention import NORMALIZATIONS, SCHEDULED, SinkSchedule
 from sparq.cli.main import main
 from sparq.errors import SparqError
 from sparq.evaluation import removed_mass
 from sparq.models import convert, load_model, recording_attention
+from sparq.models.conversion import attention_parameters
 
 IDS = torch.randint(4, 96, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
+def with_sinks(family: str, name: str) -> PreTrainedModel:
+    """A converted model; learned sinks are not where they start."""
+    model = convert(tiny_model(family), name)
+    for parameter in attention_parameters(model).values():
+        torch.nn.init.uniform_(parameter, -1, 1)
+    return model
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_it_starts_at_the_pretrained_model_and_ends_at_softmax1(family: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_it_starts_at_the_pretrained_model_and_ends_at_its_own(name: str, family: str) -> None:
     plain = tiny_model(family)
-    model = convert(copy.deepcopy(plain), "softmax1")
+    model = with_sinks(family, name)
     schedule = SinkSchedule(model, updates=10)
     with torch.no_grad():
         end = model(IDS).logits
@@ -39,14 +50,28 @@ def test_it_starts_at_the_pretrained_model_and_ends_at_softmax1(family: str) -> 
     assert max(steps) < 0.7 * sum(steps)
 
 
+def test_a_learned_sink_is_trained_from_its_first_weight_on() -> None:
+    model = with_sinks("llama", "learned_sink")
+    schedule = SinkSchedule(model, updates=4)
+    gradients = []
+    for update in range(5):
+        schedule.set(update)
+        model.zero_grad()
+        model(IDS, labels=IDS).loss.backward()
+        gradients.append(torch.cat([parameter.grad for parameter in attention_parameters(model).values()]))
+    assert not gradients[0].any()
+    assert all(gradient.isfinite().all() and gradient.all() for gradient in gradients[1:])
+
+
 def test_the_weight_is_linear() -> None:
     schedule = SinkSchedule(convert(tiny_model("llama"), "softmax1"), updates=4)
-    assert schedule.logit(0) == -math.inf
-    assert [math.exp(schedule.logit(u)) for u in (1, 2, 3, 4, 9)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    assert schedule.log_weight(0) == -math.inf
+    assert [math.exp(schedule.log_weight(u)) for u in (1, 2, 3, 4, 9)] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
 
 
-def test_a_model_saved_on_the_way_is_loaded_on_the_way(tmp_path: Path) -> None:
-    model = convert(tiny_model("llama"), "softmax1")
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_model_saved_on_the_way_is_loaded_on_the_way(name: str, tmp_path: Path) -> None:
+    model = with_sinks("llama", name)
     SinkSchedule(model, updates=4).set(1)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
@@ -56,7 +81,7 @@ def test_a_model_saved_on_the_way_is_loaded_on_the_way(tmp_path: Path) -> None:
 def test_mistakes() -> None:
     with pytest.raises(SparqError, match="it needs at least 1"):
         SinkSchedule(convert(tiny_model("llama"), "softmax1"), updates=0)
-    with pytest.raises(SparqError, match="ends at softmax1, but the model has max_shift"):
+    with pytest.raises(SparqError, match="ends at softmax1 or learned_sink, but the model has max_shift"):
         SinkSchedule(convert(tiny_model("llama"), "max_shift"), updates=4)
     with pytest.raises(SparqError, match="but the model has nothing converted"):
         SinkSchedule(tiny_model("llama"), updates=4)

@@ -156,7 +156,7 @@ def test_the_sink_rises_from_the_pretrained_attention(tmp_path: Path) -> None:
     training.sinks.set(0)
     assert training._measure([next(stream(1000))]).nll == pytest.approx(float(expected), rel=1e-6)
     training.train("test")
-    assert all(layer.sink is None for layer in converted_layers(training.model))
+    assert all(layer.logit is None for layer in converted_layers(training.model))
     assert {update for _, update in training.progress.best} <= {4, 5, 6}
 
 

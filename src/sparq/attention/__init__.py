@@ -5,7 +5,7 @@ from sparq.attention.inner_quantizer import InnerQuantizer
 from sparq.attention.module import CHILD, OutlierFreeAttention
 from sparq.attention.probabilities import attention_probabilities
 from sparq.attention.reference import reference_attention
-from sparq.attention.schedule import SinkSchedule
+from sparq.attention.schedule import SCHEDULED, SinkSchedule
 from sparq.attention.spec import ATTENTION_NAMES, NORMALIZATIONS, AttentionSpec, Clip, Gate
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "CHILD",
     "IMPLEMENTATION",
     "NORMALIZATIONS",
+    "SCHEDULED",
     "AttentionSpec",
     "Clip",
     "Gate",

@@ -43,11 +43,14 @@ class OutlierFreeAttention(nn.Module):
         self.spec, self.heads = spec, heads
         self.recording = False
         """Whether the probabilities are wanted, whatever the caller says."""
-        self.sink: Tensor | None
-        self.register_buffer("sink", None)
+        self.sink: nn.Parameter | None
+        self.register_parameter("sink", None)
         if spec.normalization == "learned_sink":
             # The pretrained softmax is the limit -inf, from which no gradient leads away; 0 is softmax1.
             self.sink = nn.Parameter(torch.zeros(heads, dtype=torch.float32, device=like.device))
+        self.log_weight: Tensor | None
+        """Added to the sink's logit while a `SinkSchedule` lasts."""
+        self.register_buffer("log_weight", None)
         self.gate = None
         if spec.gate is not None:
             self.gate = HeadGate(spec.gate, hidden=hidden, heads=heads, head_dim=head_dim, like=like)
@@ -105,13 +108,13 @@ class OutlierFreeAttention(nn.Module):
         """Do the same ahead of the gates."""
         if self.writes_out(query, key, dropout):
             return reference_attention(
-                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.sink, dropout=dropout,
+                query, key, value, mask, spec=self.spec, scaling=scaling, sink=self.logit, dropout=dropout,
                 quantizer=self.quantizer,
             )  # fmt: skip
         assert not self.is_softmax, "attention_forward leaves the pretrained function to transformers"
         if query.shape[2] == 1:
             bias = None if mask is None else as_bias(mask, query.dtype)
-            out = decode_attention(query, key, value, bias, self.sink, spec=self.spec, scaling=scaling)
+            out = decode_attention(query, key, value, bias, self.logit, spec=self.spec, scaling=scaling)
         else:
             out = self._fused(query, key, value, mask, scaling)
         return out.transpose(1, 2), None
@@ -120,7 +123,7 @@ class OutlierFreeAttention(nn.Module):
         self, query: Tensor, key: Tensor, value: Tensor, kernel: FusedKernel, *, scaling: float
     ) -> Float[Tensor, "1 tokens heads head_dim"]:
         """Do the same with a kernel that knows where documents begin; `has_sink_kernel` must be true."""
-        sink = self.sink
+        sink = self.logit
         if self.is_softmax:
             sink = torch.full((self.heads,), float("-inf"), device=query.device)
         sink = None if sink is None else sink.view(-1, 1)
@@ -135,8 +138,16 @@ class OutlierFreeAttention(nn.Module):
         if self.has_maximum:
             sink = "maximum"
         elif not self.is_softmax:
-            sink = query.new_zeros(self.heads) if self.sink is None else self.sink
+            logit = self.logit
+            sink = query.new_zeros(self.heads) if logit is None else logit
         return short_documents_attention(query, key, value, sink, lengths, scaling=scaling)
+
+    @property
+    def logit(self) -> Float[Tensor, " heads"] | None:
+        """The logit of each head's sink; None is that of the variant."""
+        if self.log_weight is None:
+            return self.sink
+        return self.log_weight if self.sink is None else self.sink + self.log_weight
 
     @property
     def is_softmax(self) -> bool:
@@ -199,5 +210,6 @@ class OutlierFreeAttention(nn.Module):
             key, value = key[:, :, :queries], value[:, :, :queries]
         if self.spec.normalization == "max_shift":
             return flash_max_shift_attention(query, key, value, mask, is_causal=is_causal, scaling=scaling)
-        sink = None if self.sink is None else self.sink.view(-1, 1)
+        logit = self.logit
+        sink = None if logit is None else logit.view(-1, 1)
         return flash_sink_attention(query, key, value, mask, sink, is_causal=is_causal, scaling=scaling)

@@ -1,4 +1,4 @@
-"""Function-preserving conversion: from the pretrained softmax to softmax1 without a jump."""
+"""Function-preserving conversion: from the pretrained softmax to one with a sink without a jump."""
 
 import math
 
@@ -8,17 +8,21 @@ from torch import nn
 from sparq.attention.module import OutlierFreeAttention
 from sparq.errors import SparqError
 
+SCHEDULED = ("softmax1", "learned_sink")
+"""Normalizations whose sink has a weight that can rise from 0."""
+
 
 class SinkSchedule:
     """Raises the weight w of the sink from 0 to 1 while a model adapts.
 
-    The probabilities are exp(s) / (w + sum(exp(s))): at w = 0 the pretrained softmax, to the last bit, at w = 1
-    `softmax1`. The weight rises linearly, w = update / updates; as a logit the sink goes from -inf to 0. A row loses
-    the mass w / (w + sum(exp(s))), so no update takes more than 1 / (updates * sum(exp(s))) of it.
+    The probabilities are exp(s) / (w exp(b) + sum(exp(s))): at w = 0 the pretrained softmax, to the last bit, at w = 1
+    `softmax1`, where b is 0, or `learned_sink`. The weight rises linearly, w = update / updates; what is added to b
+    goes from -inf to 0. With b = 0 a row loses the mass w / (w + sum(exp(s))), so no update takes more than
+    1 / (updates * sum(exp(s))) of it. At w = 0 a learned b has no gradient.
 
     Args:
-        model: a converted model, or anything that holds one; every layer's normalization is `softmax1`.
-        updates: after so many the model is plain softmax1.
+        model: a converted model, or anything that holds one; every layer's normalization is one of `SCHEDULED`.
+        updates: after so many the model is what it was converted to.
 
     Raises:
         SparqError: nothing is converted, a layer has another normalization, or `updates` is below 1.
@@ -29,22 +33,22 @@ class SinkSchedule:
             raise SparqError(f"the sink's schedule has {updates} updates: it needs at least 1")
         self._layers = [module for module in model.modules() if isinstance(module, OutlierFreeAttention)]
         found = sorted({layer.spec.normalization for layer in self._layers})
-        if found != ["softmax1"]:
+        if found not in [[name] for name in SCHEDULED]:
             there = ", ".join(found) or "nothing converted"
-            raise SparqError(f"the sink's schedule ends at softmax1, but the model has {there}")
+            raise SparqError(f"the sink's schedule ends at {' or '.join(SCHEDULED)}, but the model has {there}")
         self._model, self.updates = model, updates
 
-    def logit(self, update: int) -> float:
-        """Return the sink's logit b = log(w) after so many updates."""
+    def log_weight(self, update: int) -> float:
+        """Return log(w) after so many updates."""
         weight = min(1.0, update / self.updates)
         return math.log(weight) if weight > 0 else -math.inf
 
     def set(self, update: int) -> None:
-        """Give every layer the sink that belongs to a number of finished updates.
+        """Give every layer's sink the weight that belongs to a number of finished updates.
 
-        While the schedule lasts the sink is a buffer of each layer, saved with the model; at its end there is none.
+        While the schedule lasts log(w) is a buffer of each layer, saved with the model; at its end there is none.
         """
-        logit = self.logit(update)
+        log_weight = self.log_weight(update)
         device = next(self._model.parameters()).device
         for layer in self._layers:
-            layer.sink = None if logit == 0 else torch.full((layer.heads,), logit, device=device)
+            layer.log_weight = None if log_weight == 0 else torch.full((layer.heads,), log_weight, device=device)

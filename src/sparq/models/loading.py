@@ -101,9 +101,9 @@ def load_backbone(
 def _load_own_tensors(model: PreTrainedModel, found: set[str], reference: str) -> None:
     """Fill what a variant brings: transformers does not know these tensors, so it left them unused."""
     for name, layer in model.named_modules():
-        # A model saved in the middle of a SinkSchedule has a sink that a fresh one has not.
-        if isinstance(layer, OutlierFreeAttention) and layer.sink is None and f"{name}.sink" in found:
-            layer.sink = torch.zeros(layer.heads)
+        # A model saved in the middle of a SinkSchedule has a tensor that a fresh one has not.
+        if isinstance(layer, OutlierFreeAttention) and f"{name}.log_weight" in found:
+            layer.log_weight = torch.zeros(layer.heads)
     expected = {name for name in model.state_dict() if f".{CHILD}." in name}
     if found != expected:
         name = sorted(found ^ expected)[0]

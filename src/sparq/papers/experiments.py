@@ -257,7 +257,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     _experiment(
         "beyond-attention", "-", "Every outlier-free attention on a pretrained model", ("tasks",),
-        _cells([*_BOTH, *_OTHERS], ["full", "lora"], [*_SMOOTH, "w4a4-rotation", "w4a4-best"]),
+        _cells([*_BOTH, *_OTHERS], ["full", "lora", "qlora"], [*_SMOOTH, "w4a4-rotation", "w4a4-best"]),
         "Any of them loses less than vanilla attention", better=(*OURS, *_OTHERS),
     ),
     _experiment(

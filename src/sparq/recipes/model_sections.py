@@ -150,8 +150,9 @@ class TrainConfig:
         max_norm_weight: weight in the loss of their largest element, likewise.
         loggers: experiment trackers that are told every update, besides the plain log.
         profile: updates of which a table of the time of every operation is written, after two others; 0 for none.
-        sink_updates: updates over which the attention of `softmax1` goes from the pretrained one to its own, so that
-            training starts from the pretrained function; 0 for at once. Other frameworks do not read it.
+        sink_updates: updates over which the attention of `softmax1` and `learned_sink` goes from the pretrained one to
+            its own, so that training starts from the pretrained function; 0 for at once. Other frameworks do not read
+            it.
         seed: of adapters, new rows, order and dropout, so that models differ by chance on the same units and pieces;
             the recipe's if null.
     """

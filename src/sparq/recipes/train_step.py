@@ -19,7 +19,7 @@ from sparq.adaptation import (
     save_speechlm,
     trainable_parameters,
 )
-from sparq.attention import AttentionSpec
+from sparq.attention import SCHEDULED, AttentionSpec
 from sparq.data import Batch, collate, training_batches
 from sparq.data.batching import EpochExamples, epoch_examples, group_by_length
 from sparq.errors import SparqError
@@ -86,7 +86,7 @@ def training_settings(recipe: Recipe, framework: str) -> TrainingSettings:
     names = {field.name for field in dataclasses.fields(TrainingSettings)} - {"betas", "stop_after", "sink_updates"}
     return TrainingSettings(
         **{name: getattr(recipe.train, name) for name in names},
-        sink_updates=recipe.train.sink_updates if AttentionSpec.parse(framework).normalization == "softmax1" else 0,
+        sink_updates=recipe.train.sink_updates if AttentionSpec.parse(framework).normalization in SCHEDULED else 0,
     )
 
 

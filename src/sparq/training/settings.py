@@ -28,7 +28,7 @@ class TrainingSettings:
         validate_updates: updates between two validations; the first and the last update are followed by one, too.
         average_best: the result is the mean of the weights at so many validations, those of highest accuracy.
         patience: validations without a new highest accuracy after which training ends; None never ends it.
-        sink_updates: updates over which the sink of `softmax1` rises from the pretrained softmax's; 0 starts with it.
+        sink_updates: updates over which the sink of `softmax1` or `learned_sink` rises from none; 0 starts with it.
             Nothing is selected before its end: the weights are not of the final attention.
         kurtosis_weight: weight of the kurtosis of the blocks' outputs: `sparq.training.outlier_penalty`.
         max_norm_weight: weight of their largest elements, likewise.
