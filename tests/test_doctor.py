@@ -101,7 +101,7 @@ def test_things_to_know() -> None:
     notes = found(examine(model, IDS), "note")
     assert "a sink is at -inf" in notes
     assert "a quantized cache" in notes
-    assert all(layer.sink is not None for layer in converted_layers(model))
+    assert all(layer.log_weight is not None for layer in converted_layers(model))
 
 
 @pytest.mark.pretrained
