@@ -216,7 +216,8 @@ def _structure(model: PreTrainedModel) -> Iterator[Finding]:
             remedy="do not compare its max norm with that of pre-norm models",
         )
     for module in model.modules():
-        if isinstance(module, OutlierFreeAttention) and (log := module.log_weight) is not None and log.isinf().any():
+        logit = module.logit if isinstance(module, OutlierFreeAttention) else None
+        if logit is not None and not logit.isfinite().all():
             yield Finding(
                 severity="note",
                 what="a sink is at -inf: the model stands at the start of its schedule and is the pretrained softmax",
