@@ -17,18 +17,12 @@ from torch.nn import functional
 
 from sparq.adaptation import load_speechlm
 from sparq.audio import read_manifest
-from sparq.models.families import named_linears
+from sparq.models.families import decoder_blocks, input_groups
 from sparq.quantization.quantizer import fake_quantize
 from sparq.recipes.apply import encode_recordings
 from sparq.recipes.outlier_sequences import task_sequences
 
 UTTERANCES = 10
-KINDS = {
-    "query, key, value": ("q_proj", "k_proj", "v_proj"),
-    "attention output": ("o_proj",),
-    "gate, up": ("gate_proj", "up_proj"),
-    "down": ("down_proj",),
-}
 
 
 def main(manifest: Path, folders: list[str]) -> None:
@@ -41,10 +35,10 @@ def main(manifest: Path, folders: list[str]) -> None:
             spoken = list(zip((each.text for each in tests), units, strict=True))
             tasks = ("textlm", "speechlm")
             sequences = {task: task_sequences(speechlm.vocabulary, task, spoken) for task in tasks}
-        linears = dict(named_linears(speechlm.model))
         print(f"{folder}: in full precision {losses(speechlm.model, sequences)}", flush=True)
-        for kind, names in KINDS.items():
-            layers = [layer for name, layer in linears.items() if name.endswith(names)]
+        blocks = decoder_blocks(speechlm.model)
+        for names in input_groups(speechlm.model):
+            layers = [block.get_submodule(name) for block in blocks for name in names]
             inputs: list[list[Tensor]] = [[] for _ in layers]
             watchers = [keeper(kept) for kept in inputs]
             hooks = [layer.register_forward_pre_hook(see) for layer, see in zip(layers, watchers, strict=True)]
@@ -57,6 +51,7 @@ def main(manifest: Path, folders: list[str]) -> None:
             for hook in hooks:
                 hook.remove()
             mean, share = sum(ratio) / len(layers), 100 * sum(common) / len(layers)
+            kind = ", ".join(name.rpartition(".")[2] for name in names)
             print(f"  {kind}: {low}; largest by rms {mean:.1f}, the same channel for {share:.0f} %", flush=True)
 
 

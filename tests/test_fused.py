@@ -25,7 +25,7 @@ def inputs(
 def fused(name: str, qkv: tuple[Tensor, ...], sink: Tensor | None, bias: Tensor | None, causal: bool) -> Tensor:
     if name == "max_shift":
         return flash_max_shift_attention(*qkv, bias, is_causal=causal, scaling=0.35)
-    return flash_sink_attention(*qkv, bias, None if sink is None else sink[:, None], is_causal=causal, scaling=0.35)
+    return flash_sink_attention(*qkv, bias, sink, is_causal=causal, scaling=0.35)
 
 
 def masks(kind: str, queries: int, keys: int) -> Tensor | None:
@@ -123,7 +123,7 @@ def test_row_max_in_blocks(causal: bool, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_sink_at_minus_infinity_is_the_pretrained_attention() -> None:
     query, key, value = inputs(9, 9, dtype=torch.float32)
-    sink = torch.full((4, 1), -math.inf)
+    sink = torch.full((4,), -math.inf)
     ours = flash_sink_attention(query, key, value, None, sink, is_causal=True, scaling=0.35)
     theirs = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, is_causal=True, scale=0.35, enable_gqa=True

@@ -47,7 +47,7 @@ def flash_sink_attention(
     key: Float[Tensor, "batch kv_heads keys head_dim"],
     value: Float[Tensor, "batch kv_heads keys head_dim"],
     mask: Mask | None,
-    sink: Float[Tensor, "heads 1"] | None,
+    sink: Float[Tensor, " heads"] | None,
     *,
     is_causal: bool,
     scaling: float,
@@ -68,8 +68,9 @@ def flash_sink_attention(
     if kernel is None:
         kernel, key, value = _kernel(query, key, value, mask)
     bias = None if mask is None else as_bias(mask, query.dtype)
+    logit = None if sink is None else sink.view(-1, 1)
     out: Tensor = _SinkAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, bias, sink, kernel, is_causal, scaling
+        query, key, value, bias, logit, kernel, is_causal, scaling
     )
     return out
 

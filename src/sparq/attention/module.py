@@ -126,7 +126,6 @@ class OutlierFreeAttention(nn.Module):
         sink = self.logit
         if self.is_softmax:
             sink = torch.full((self.heads,), float("-inf"), device=query.device)
-        sink = None if sink is None else sink.view(-1, 1)
         out = flash_sink_attention(query, key, value, None, sink, is_causal=True, scaling=scaling, kernel=kernel)
         return out.transpose(1, 2)
 
@@ -210,6 +209,4 @@ class OutlierFreeAttention(nn.Module):
             key, value = key[:, :, :queries], value[:, :, :queries]
         if self.spec.normalization == "max_shift":
             return flash_max_shift_attention(query, key, value, mask, is_causal=is_causal, scaling=scaling)
-        logit = self.logit
-        sink = None if logit is None else logit.view(-1, 1)
-        return flash_sink_attention(query, key, value, mask, sink, is_causal=is_causal, scaling=scaling)
+        return flash_sink_attention(query, key, value, mask, self.logit, is_causal=is_causal, scaling=scaling)
