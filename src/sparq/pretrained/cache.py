@@ -26,7 +26,7 @@ PREFIX = "pretrained:"
 """Marks a model reference that names a cached model, e.g. `pretrained:smollm2-135m`."""
 
 RECORD = "sparq.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 

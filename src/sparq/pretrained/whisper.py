@@ -175,8 +175,14 @@ def convert(variables: dict[str, Shaped[np.ndarray, "..."]], config: WhisperConf
 
 
 def sinusoids(length: int, channels: int) -> Float[Tensor, "length channels"]:
-    """Return Whisper's encoder positions: sines of rates from 1 down to 1/10000, then cosines."""
+    """Return Whisper's encoder positions: sines of rates from 1 down to 1/10000, then cosines.
+
+    Each step is computed in float64 and rounded to float32. PyTorch's exp in float32 has other last bits on Intel's
+    processors than on AMD's (by MKL's choice of instructions), at position 1500 an angle differs by 1e-4, and a k-means
+    knows its extractor by these bits.
+    """
     half = channels // 2
-    rates = torch.exp(-math.log(10_000) / (half - 1) * torch.arange(half))
-    angles = torch.arange(length)[:, None] * rates  # [length, half]
-    return torch.cat([angles.sin(), angles.cos()], dim=1)  # [length, channels]
+    rates = np.exp(np.arange(half) * (-math.log(10_000) / (half - 1))).astype(np.float32)
+    angles = (np.arange(length, dtype=np.float32)[:, None] * rates).astype(np.float64)  # [length, half]
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # [length, channels]
+    return torch.from_numpy(waves.astype(np.float32))
