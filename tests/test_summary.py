@@ -1,9 +1,11 @@
 """The sentences that open a report."""
 
+from dataclasses import replace
+
 import pytest
 
-from report_records import bare, row
-from sparq.report import ErrorRate, Perplexity, Row, summarize
+from report_records import bare, outliers, row
+from sparq.report import ErrorRate, Perplexity, Row, TaskOutliers, summarize
 from sparq.report.tables import main_table
 
 
@@ -53,3 +55,17 @@ def test_the_summary_ranks_neither_ties_nor_different_metrics():
                for s in summarize(bare((*rows, *missing))))  # fmt: skip
     table = main_table(bare((*rows, *missing)))
     assert not any(line.strong for group in table.groups for line in group)
+
+
+def test_the_largest_activation_is_that_of_every_task() -> None:
+    spoken = TaskOutliers(max_inf_norm=7_318, mean_kurtosis=9, tokens=4)
+    own = outliers(1_711)
+    rows = (
+        row(0, "vanilla", "full", outliers=outliers(10_130)),
+        row(0, "softmax1", "full", outliers=replace(own, by_task={"SpeechLM": spoken})),
+    )
+    *_, last = summarize(bare(rows))
+    assert last == (
+        "The largest activation at full precision is 10,130 with vanilla and 7,318 with softmax1:"
+        " 1.38 times less with softmax1 than with vanilla."
+    )

@@ -99,7 +99,9 @@ def _outliers(results: Results) -> list[str]:
     for framework in results.frameworks:
         row = results.row(framework, FULL)
         if row and row.outliers:
-            norms[framework] = row.outliers.max_inf_norm
+            # The figures over all layers are of text and of speech with its text; units alone may stick out further.
+            by_task = row.outliers.by_task.values()
+            norms[framework] = max([row.outliers.max_inf_norm, *(task.max_inf_norm for task in by_task)])
     if not norms:
         return []
     shown = listed([f"{show_number(norm)} with {framework}" for framework, norm in norms.items()])
