@@ -178,7 +178,7 @@ def sinusoids(length: int, channels: int) -> Float[Tensor, "length channels"]:
     """Return Whisper's encoder positions: sines of rates from 1 down to 1/10000, then cosines.
 
     Each step is computed in float64 and rounded to float32. PyTorch's exp in float32 has other last bits on Intel's
-    processors than on AMD's (by MKL's choice of instructions), at position 1500 an angle differs by 1e-4, and a k-means
+    processors than on AMD's (by MKL's choice of instructions): an angle at position 1500 differs by 1e-4, and a k-means
     knows its extractor by these bits.
     """
     half = channels // 2
