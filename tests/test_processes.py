@@ -97,6 +97,10 @@ def test_a_killed_process_is_restarted_and_nothing_is_lost(single: tuple[str, Tr
     same_run(single[1], tmp_path)
 
 
+def test_leaving_right_behind_a_collective_does_not_stop(tmp_path: Path) -> None:
+    launch_script(Path(__file__).with_name("leave_workers.py"), str(tmp_path))
+
+
 def test_what_processes_cannot_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 3)
     with pytest.raises(SparqError, match=r"train.accumulate is 40, which 3 processes cannot share: .* 42 say"):

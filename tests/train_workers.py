@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from sparq.recipes.train_together import leave
 from test_processes import training_of
 
 
@@ -28,7 +29,7 @@ def main() -> None:
 
         training._update = dying  # type: ignore[assignment, method-assign]
     training.train("test")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import numpy as np
 import soundfile
 import torch
 
+from sparq.recipes.train_together import leave
 from sparq.vocoder.analysis import Recording
 from sparq.vocoder.config import FRAME_HOP, LightConfig
 from sparq.vocoder.settings import TrainSettings
@@ -53,4 +54,4 @@ def make_trainer(recordings: Path, folder: Path) -> Trainer:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     make_trainer(Path(sys.argv[1]), Path(sys.argv[2])).train("test", seconds=1e9)
-    torch.distributed.destroy_process_group()
+    leave()

@@ -1,6 +1,7 @@
 """`sparq train` on several processes: the first does the step as ever, the others train along with it."""
 
 import os
+import time
 
 import torch
 from accelerate import PartialState
@@ -9,6 +10,8 @@ from accelerate.utils import broadcast_object_list
 from sparq.errors import SparqError
 from sparq.recipes.recipe import Recipe
 from sparq.recipes.run_folder import RunFolder
+
+_LETTING_GO = 0.2  # seconds in which gloo's threads end what they are at
 
 
 def check_processes(step: str | None) -> None:
@@ -48,8 +51,13 @@ def follow(recipe: Recipe, run: RunFolder) -> None:
 
 
 def leave() -> None:
-    """Close what the processes talk through: a thread of gloo's that is left at exit may end a process by an abort."""
+    """Close what the processes talk through: a thread of gloo's that is left at exit may end a process by an abort.
+
+    Right behind a collective that can stop for good: gloo's thread wants Python's lock to let go of tensors, and the
+    end of the process group holds it while it waits for that thread (PyTorch 2.13).
+    """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        time.sleep(_LETTING_GO)
         torch.distributed.destroy_process_group()
 
 
